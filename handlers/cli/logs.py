@@ -60,6 +60,8 @@ def configure(*, quiet: bool = False) -> None:
         handler.setFormatter(Lines("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     else:
         handler.setFormatter(JsonLines())
+    # No format shows these, and each of them takes a system call or more for each line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler])
     if quiet:
         # The command reports this error itself.

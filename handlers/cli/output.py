@@ -54,6 +54,8 @@ def as_json(found: Any, *, indent: int | None = None) -> str:
     text = (
         _ENCODE(found) if indent is None else json.dumps(found, indent=indent, ensure_ascii=False)
     )
+    if text.isascii() and "\x7f" not in text:
+        return text  # JSON has escaped the other control characters
     return _IN_JSON.sub(_escaped, text)
 
 

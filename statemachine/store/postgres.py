@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
@@ -36,6 +35,7 @@ from statemachine.store import (
 from statemachine.store.connection import open_connection, read_url, translate_connect_errors
 from statemachine.store.database import QUERIES, RESPONSE_TIMEOUT, Database, Rows
 from statemachine.store.postgres_queries import (
+    NO_ROWS,
     PostgresAudit,
     PostgresChats,
     PostgresCredentials,
@@ -78,6 +78,8 @@ execution, which takes longer than the statement itself, and a plan that was mad
 stay in use when it is large.
 """
 _JOINED: Final = sorted(map(str, JOINED_STATES))
+_OF_FACTS: Final = 5
+"""The first arguments of `write`, which `write_facts` has: chats, log entries, identities, calls, alarms."""
 _SETTINGS: Final = (
     "select set_config(name, value, false) from unnest($1::text[], $2::text[]) as l(name, value)"
 )
@@ -154,17 +156,19 @@ class PostgresStore:
 
     async def look(self, wanted: Wanted) -> Look:
         """Read what a batch needs to know about its chats, all as of one moment."""
-        rows = await self._fetch(
-            "look",
+        arguments = [
             *columns(wanted.identities, 2),
-            *columns(list(wanted.calls), 2),
             list(wanted.waiting),
-            list(wanted.waiting_unless_joined),
-            _JOINED,
-            list(wanted.provisioners),
             list(wanted.chats),
+            list(wanted.provisioners),
             list(wanted.settings),
-        )
+        ]
+        if wanted.calls or wanted.waiting_unless_joined:
+            arguments += columns(list(wanted.calls), 2)
+            arguments += [list(wanted.waiting_unless_joined), _JOINED]
+            rows = await self._fetch("look", *arguments)
+        else:
+            rows = await self._fetch("look_facts", *arguments)
         return _look_from_rows(rows, wanted.chats)
 
     async def look_up(
@@ -175,7 +179,11 @@ class PostgresStore:
 
     async def write(self, changes: Changes) -> Written:
         """Write and commit everything; skip the chats that have changed."""
-        rows = await self._fetch("write", *_write_arguments(changes))
+        arguments = _write_arguments(changes)
+        if any(rows != NO_ROWS for rows in arguments[_OF_FACTS:]):
+            rows = await self._fetch("write", *arguments)
+        else:
+            rows = await self._fetch("write_facts", *arguments[:_OF_FACTS])
         if changes.cancellations:
             # The changes are committed. If this fails, the next cancellation makes up for it.
             with suppress(StoreUnavailableError):
@@ -351,6 +359,17 @@ def _write_arguments(changes: Changes) -> list[str]:
         }
         for stored in changes.calls
     ]
+    jobs = [
+        {
+            "build_id": job.build_id,
+            "chat_id": job.chat_id,
+            "subject": job.subject,
+            "payload": job.payload.decode(),
+            "not_after": job.not_after,
+            "unneeded": job.unneeded,
+        }
+        for job in changes.jobs
+    ]
     freed, alarms = set(changes.freed), set(changes.alarms)
     names = [
         {**name._asdict(), "deleted": (name.workspace_id, name.chat_id) in freed}
@@ -361,11 +380,11 @@ def _write_arguments(changes: Changes) -> list[str]:
         entries,
         identities,
         calls,
-        [alarm._asdict() for alarm in changes.alarms],
+        [{"at": alarm.at, "chat_id": alarm.chat_id} for alarm in changes.alarms],
         [alarm._asdict() for alarm in changes.handled if alarm not in alarms],
         names,
         [{"workspace_id": workspace, "chat_id": chat} for workspace, chat in changes.freed],
-        [{**asdict(job), "payload": job.payload.decode()} for job in changes.jobs],
+        jobs,
         [key._asdict() for key in changes.cancellations],
         [{"build_id": build, "chat_id": chat} for build, chat in changes.unneeded_jobs],
     )

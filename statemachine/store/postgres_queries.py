@@ -44,6 +44,7 @@ from statemachine.store.database import Fetch
 from statemachine.templates import Catalog, Manifest, Template, Version
 
 _ENCODER: Final = msgspec.json.Encoder()
+NO_ROWS: Final = "[]"
 _REMEMBERED_VERSIONS: Final = 256
 _LOG_PAGE: Final = 250
 """Log entries that are read at once."""
@@ -60,7 +61,7 @@ def chat_from_row(row: Mapping[str, Any]) -> Chat:
 
 def json_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as the JSON array that `json_to_recordset` takes: much cheaper than an array for each column."""
-    return _ENCODER.encode(rows).decode() if rows else "[]"
+    return _ENCODER.encode(rows).decode() if rows else NO_ROWS
 
 
 def chat_rows(chats: Sequence[Chat], row_versions: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -1,33 +1,36 @@
 -- name: look
 -- Everything that a batch reads about its chats, as of one moment: snapshots with the versions of their rows, known
--- events, calls by key, open calls, cancellations of the last ten minutes that came before their call, and the pools
--- that senders are bound to. Open calls are read of the chats $5, and of the chats $6 that are not in a state of $7.
+-- events, open calls, the pools that senders are bound to, settings, and, if the batch has requests, calls by key, open
+-- calls of other chats, and cancellations of the last ten minutes that came before their call. Open calls are read of the
+-- chats $3, and of the chats $9 that are not in a state of $10.
 select 'now' as kind, null as chat_id, null::bytea as digest, null as call_id, null::jsonb as body,
        null::boolean as is_error, null::jsonb as result, null::bigint as row_version, clock_timestamp() as now
 union all
 select 'chat', chat_id::text, null, null, snapshot, null, null, xmin::text::bigint, null
-from chat where chat_id = any($9::uuid[])
+from chat where chat_id = any($4::uuid[])
 union all
 select 'known', chat_id::text, digest, null, null, null, null, null, null
 from event_identity join unnest($1::uuid[], $2::bytea[]) as k(chat_id, digest) using (chat_id, digest)
 union all
-select 'call', null, null, null, c.body, c.is_error, c.result, null, null
-from call c join unnest($3::uuid[], $4::text[]) as k(chat_id, call_id) using (chat_id, call_id)
-union all
 select 'waiting', null, null, null, body, null, null, null, null
-from call where chat_id = any($5::uuid[]) and resolved_at is null
+from call where chat_id = any($3::uuid[]) and resolved_at is null
+union all
+select 'bound', pool, null, name, null, null, null, null, null from provisioner_name where name = any($5::text[])
+union all
+select 'setting', key, null, value, null, null, null, null, null from setting where key = any($6::text[])
+-- not for facts
+union all
+select 'call', null, null, null, c.body, c.is_error, c.result, null, null
+from call c join unnest($7::uuid[], $8::text[]) as k(chat_id, call_id) using (chat_id, call_id)
 union all
 select 'waiting', null, null, null, call.body, null, null, null, null
 from chat join call using (chat_id)
-where chat.chat_id = any($6::uuid[]) and chat.state <> all($7::text[]) and call.resolved_at is null
+where chat.chat_id = any($9::uuid[]) and chat.state <> all($10::text[]) and call.resolved_at is null
 union all
 select 'canceled', c.chat_id::text, null, c.call_id, null, null, null, null, null
-from cancellation c join unnest($3::uuid[], $4::text[]) as k(chat_id, call_id) using (chat_id, call_id)
+from cancellation c join unnest($7::uuid[], $8::text[]) as k(chat_id, call_id) using (chat_id, call_id)
 where c.at > clock_timestamp() - interval '10 minutes'
-union all
-select 'bound', pool, null, name, null, null, null, null, null from provisioner_name where name = any($8::text[])
-union all
-select 'setting', key, null, value, null, null, null, null, null from setting where key = any($10::text[])
+-- end
 
 -- name: lock
 -- Waits until no other transaction has the lock of that name.
@@ -128,6 +131,7 @@ with given as materialized (
     where chat_id not in (select chat_id from skipped)
     order by at, chat_id
     on conflict (at, chat_id) do update set handled_at = null
+-- not for facts
 ), rung as materialized (
     select alarm.at, alarm.chat_id, alarm.handled_at
     from alarm join json_to_recordset($6::json) as n(at timestamptz, chat_id uuid) using (at, chat_id)
@@ -171,10 +175,13 @@ with given as materialized (
     from json_to_recordset($10::json) as n(chat_id uuid, call_id text)
     where chat_id not in (select chat_id from skipped)
     on conflict (chat_id, call_id) do update set at = excluded.at
+-- end
 )
 select chat_id::text as chat_id, true as skipped from skipped
+-- not for facts
 union all
 select distinct chat_id::text, false from rung where handled_at is not null
+-- end
 
 -- name: ripen
 -- Stores alarms for the first $1 chats whose workspaces have rested for $2, without those of the chats $3: the alarms make

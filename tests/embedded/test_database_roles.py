@@ -26,7 +26,8 @@ from tests.rigs.processes import run
 LEDGER = "select number from schema_migration"
 USES = {
     "worker": {
-        *("look", "look_up", "settings", "write", "forget_cancellations", "due_alarms"),
+        *("look", "look_facts", "look_up", "settings", "write", "write_facts"),
+        *("forget_cancellations", "due_alarms"),
         *(
             "delete_alarms",
             "ripen",
