@@ -26,6 +26,8 @@ from nats.aio.msg import Msg
 
 from workspaced import subjects
 from workspaced.errors import Invalid, Refused, Unavailable, of_service
+from workspaced.events import CONTENT_TYPE, encode, identity
+from workspaced.retrying import Backoff
 
 _log: Final = logging.getLogger(__name__)
 _DENIED: Final = re.compile(
@@ -36,11 +38,20 @@ WITHIN: Final = 10.0
 """Seconds in which NATS and the gateway answer short requests."""
 _REJECTIONS: Final = 8
 """Rejections of the key in a row, while reconnecting, after which the connection is given up."""
-_CONTENT_TYPE: Final = "application/cloudevents+json"
+_STORING: Final = 5
+"""Attempts to store an event before it is given up."""
+_LATER: Final = (408, 425, 429)
+"""Client errors that a later attempt may not get."""
+_FROM_SERVER: Final = 500
+"""Errors from here on are the server's; those below, the request's."""
 
 
 class Interrupted(Unavailable):
     """The connection broke while a reply was awaited; the request may have arrived."""
+
+
+class Rejected(Refused):
+    """NATS does not accept the key. A gateway that checks keys may not run yet."""
 
 
 class _Client(Client):
@@ -89,12 +100,39 @@ class Connection:
         """The subject and the future of each request, by the last token of its reply subject."""
         self._subscriptions: set[Subscription] = set()
         self._denied: set[str] = set()
+        self._answering: dict[str, Subscription] = {}
+        """Subscriptions to what a subject answers, by that subject: a denial of it goes to them."""
         self._flushing: set[asyncio.Future[None]] = set()
         self._up = asyncio.Event()
         self._ended: Exception | None = None
         self._error, self._rejections = "", 0
 
+    @property
+    def connected(self) -> bool:
+        """Whether a server is connected now."""
+        return self._ended is None and self._up.is_set()
+
+    @property
+    def server_id(self) -> str:
+        """The id of the connected server process; a restarted server has another one."""
+        return str(self._client._server_info.get("server_id", ""))  # noqa: SLF001
+
     # -- requests ------------------------------------------------------------------------------
+
+    async def send(
+        self,
+        subject: str,
+        body: bytes,
+        *,
+        reply: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Publish without an acknowledgement; without a connection nothing is sent."""
+        if self.connected:
+            with suppress(nats.errors.Error, OSError):
+                await self._client.publish(
+                    subject, body, reply=reply, headers=dict(headers or {}) or None
+                )
 
     async def request(
         self,
@@ -141,27 +179,37 @@ class Connection:
             raise of_service(code, f"{name}: {headers.get('Nats-Service-Error', '')}")
         return json.loads(reply.data)
 
+    async def put(self, subject: str, body: bytes, message_id: str | None) -> bool:
+        """Publish an event once, and return whether its stream says that it has seen `message_id` before.
+
+        Raises Refused, Invalid, Unavailable.
+        """
+        headers = {"Content-Type": CONTENT_TYPE}
+        if message_id is not None:
+            headers["Nats-Msg-Id"] = message_id
+        ack = json.loads((await self.request(subject, body, headers)).data)
+        if (error := ack.get("error")) is not None:
+            text = f"NATS does not store the event: {error.get('description')}"
+            code = error.get("code", _FROM_SERVER)
+            raise (Unavailable if code >= _FROM_SERVER or code in _LATER else Invalid)(text)
+        return bool(ack.get("duplicate")) and message_id is not None
+
     async def store(self, subject: str, event: Mapping[str, Any]) -> None:
         """Publish an event until its stream has stored it. Raises Refused, Invalid, Unavailable."""
-        headers = {
-            "Content-Type": _CONTENT_TYPE,
-            "Nats-Msg-Id": f"{event['source']}:{event['id']}",
-        }
-        body = json.dumps(event).encode()
-        for attempt in itertools.count(1):
+        body, message_id = encode(event).encode(), identity(event)
+        backoff, attempt = Backoff(first=0.2), 0
+        while True:
             try:
-                ack = json.loads((await self.request(subject, body, headers)).data)
-                if "error" not in ack:
-                    return
-                if ack["error"].get("code", 500) < 500:  # noqa: PLR2004  # an HTTP status
-                    raise Invalid(f"NATS does not store the event: {ack['error']['description']}")
-                raise Unavailable(f"NATS does not store the event: {ack['error']['description']}")
+                await self.put(subject, body, message_id)
             except Interrupted:  # a repeat has no further effect
                 continue
             except Unavailable:
-                if attempt >= 5:  # noqa: PLR2004
+                attempt += 1
+                if attempt >= _STORING:
                     raise
-            await asyncio.sleep(0.2 * attempt)  # back-off
+            else:
+                return
+            await backoff.wait()
 
     async def last(self, subject: str, among: str | None = None) -> Any:
         """Return the event that a direct get finds, or None. Raises Refused, Unavailable.
@@ -176,14 +224,24 @@ class Connection:
 
     # -- subscriptions -------------------------------------------------------------------------
 
-    async def subscribe(self, *names: str) -> Subscription:
-        """Subscribe, and wait until the server has confirmed it. Raises Refused, Unavailable."""
+    def new_inbox(self) -> str:
+        """Return a subject for the answers to this connection."""
+        return f"{self._inbox}.{next(self._numbers)}.answers"
+
+    async def subscribe(self, *names: str, answers_to: str = "") -> Subscription:
+        """Subscribe, and wait until the server has confirmed it. Raises Refused, Unavailable.
+
+        `answers_to` is the subject of the requests that are answered there; if the key may not publish on it,
+        the subscription ends with Refused.
+        """
         subscription = Subscription()
 
         async def take(message: Msg) -> None:
             subscription.queue.put_nowait(message)
 
         self._subscriptions.add(subscription)
+        if answers_to:
+            self._answering[answers_to.lower()] = subscription
         try:
             await self._wait_connected(WITHIN)
             for name in names:
@@ -202,6 +260,9 @@ class Connection:
     async def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription."""
         self._subscriptions.discard(subscription)
+        self._answering = {
+            subject: one for subject, one in self._answering.items() if one is not subscription
+        }
         for number in subscription.numbers:
             with suppress(nats.errors.Error):
                 await number.unsubscribe()
@@ -287,6 +348,8 @@ class Connection:
                 if wanted == subject and not reply.done():
                     reply.set_exception(Refused(f"the key may not use {found[2]}"))
                     return
+            if (answering := self._answering.get(subject)) is not None:
+                answering.queue.put_nowait(Refused(f"the key may not use {found[2]}"))
             return
         self._error = text
         if "authorization" in text.lower():
@@ -338,12 +401,14 @@ def read_key(key: str | Path | Mapping[str, Any]) -> tuple[str, list[str]]:
         public = bytes(nkeys.from_seed(text.encode()).public_key).decode()
     except Exception as error:  # noqa: BLE001  # nkeys raises errors of several libraries
         raise Refused(f"the key is no NKey seed: {error or type(error).__name__}") from None
-    prefixes = [f"_INBOX_{public}", "_INBOX_chat-service", "_INBOX"]
-    if name == "chat-service":
-        prefixes.insert(0, prefixes.pop(1))
-    elif name == "operator":
-        prefixes.insert(0, prefixes.pop(2))
-    return text, prefixes
+    of_roles = {
+        "chat-service": "_INBOX_chat-service",
+        "provisioner": "_INBOX_provisioner",
+        "operator": "_INBOX",
+    }
+    prefixes = [f"_INBOX_{public}", *of_roles.values()]
+    # The key files of `workspaced up` are named for their roles.
+    return text, sorted(prefixes, key=lambda prefix: prefix != of_roles.get(name))
 
 
 async def open_connection(
@@ -388,7 +453,7 @@ async def open_connection(
         with suppress(Exception):
             await client.close()
         if "authorization" in reason.lower():
-            raise Refused(f"NATS at {connection._url} does not accept the key: {reason}") from None  # noqa: SLF001
+            raise Rejected(f"NATS at {connection._url} does not accept the key: {reason}") from None  # noqa: SLF001
         raise Unavailable(f"no NATS at {connection._url}: {reason}") from None  # noqa: SLF001
     except BaseException:
         await client.close()

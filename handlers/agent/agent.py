@@ -13,8 +13,9 @@ from handlers.agent.exec_requests import ExecRequests
 from handlers.agent.journal import AgentJournal
 from handlers.agent.link import REFUSAL_LIMIT, Connect, Link
 from handlers.agent.scripts import GRACE, Scripts
-from handlers.publishing import BuildLog, agent_files
+from handlers.publishing import agent_files
 from handlers.publishing.agent_files import AgentConfig
+from handlers.publishing.build_log import BuildLog
 from handlers.runtime.supervise import cancel_and_wait, first_to_end
 from statemachine.events import Lifecycle
 from statemachine.mask import Mask

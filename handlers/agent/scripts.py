@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from handlers.agent.detached_command import DetachedCommand
-from handlers.publishing import BuildLog
 from handlers.publishing.agent_files import AgentConfig
+from handlers.publishing.build_log import BuildLog
 from handlers.sandbox.processes import end_marked
 from handlers.sandbox.shell import Shell, command_fault, describe_status, environment_faults
 from statemachine.events import Lifecycle

@@ -1,20 +1,14 @@
-"""Reports agents whose process is gone and is not started again, with exit status and last lines."""
+"""What is reported of agents whose process is gone: exit status or signal, and last lines."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
 import signal
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bus import Bus, Refused
-from handlers.provisioner.journal import BuildJournal
-from handlers.publishing import deliver, new_event
 from statemachine.mask import Mask
 
 OUTPUT_SIZE: Final = 4096
@@ -23,8 +17,6 @@ _READ: Final = 16 * OUTPUT_SIZE
 """Bytes of the log that are read for them: a secret that is masked may be longer than what is reported."""
 _SHELL_SIGNAL: Final = 128
 """bubblewrap and shells add this to the number of the signal that ended a program."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,42 +36,6 @@ class AgentExit:
         elif self.status is not None:
             data["signal"] = _signal_name(-self.status)
         return {**data, "output": self.output} if self.output else data
-
-
-class AgentExits:
-    """Saves and publishes that agents are gone."""
-
-    def __init__(self, bus: Bus, journal: BuildJournal, *, name: str) -> None:
-        self._bus, self._journal, self._name = bus, journal, name
-
-    async def report(self, workspace_id: str, agent_id: str, ended: AgentExit) -> None:
-        """Save that the agent is not started again, and publish it."""
-        record = self._journal.find(workspace_id)
-        build = None if record is None else record.creator_of(agent_id)
-        if record is None or build is None:
-            return
-        data = {
-            "workspace_id": workspace_id,
-            "build_id": build.build_id,
-            "build_number": build.number,
-            "agent_id": agent_id,
-            **ended.data(),
-        }
-        trace = json.loads(build.facts[0].body).get("traceparent")
-        fact = new_event(
-            "provisioner", self._name, record.chat_id, "agent_exited", data, traceparent=trace
-        )
-        build.facts.append(fact)
-        with suppress(ValueError):
-            record.agents.remove(agent_id)
-        try:
-            self._journal.save(record)
-        except OSError:  # the next provisioner starts the agent again, and reports it then
-            _log.exception("the end of agent %s can't be saved", agent_id)
-        try:
-            await deliver(self._bus, fact)
-        except Refused as error:
-            _log.error("fact %s is refused: %s", fact.identity, error)
 
 
 def unwrapped(status: int) -> int:

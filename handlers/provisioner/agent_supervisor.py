@@ -14,22 +14,26 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
-from bus import Backoff, Bus
+from pydantic import ValidationError
+from workspaced import errors
+from workspaced.errors import WorkspacedError
+from workspaced.provisioning.link import Link
+
+from bus import Backoff
 from handlers.provisioner.agent_exits import (
     OUTPUT_SIZE,
     AgentExit,
-    AgentExits,
     last_lines,
     unwrapped,
 )
 from handlers.provisioner.builder import LAUNCHER
-from handlers.provisioner.gateway_requests import Superseded, obtain_credential, renewed_in
 from handlers.provisioner.journal import LocalWorkspace
 from handlers.provisioner.step import is_passed_on
 from handlers.publishing import agent_files
@@ -53,9 +57,16 @@ _LOG_SIZE: Final = 5 * 1024 * 1024
 """Size in bytes above which the log is rotated when the agent is started."""
 _STILL_RUNNING: Final = "still running"
 _CHANGE_DIRECTORY_AND_EXEC: Final = 'cd -- "$0" && exec "$@"'
-_OWN_DIRECTORY: Final = Path(__file__).parents[2]
+_OWN_PACKAGES: Final = os.pathsep.join(
+    dict.fromkeys((str(Path(__file__).parents[2]), str(Path(errors.__file__).parents[1])))
+)
+"""Where agents find the packages of the server and of the client, which may be the same directory."""
 
 _log = logging.getLogger(__name__)
+
+
+class Superseded(Exception):
+    """The agent can't get a credential any more: its build is superseded, or NATS refuses the request."""
 
 
 class _CannotStart(Exception):
@@ -67,17 +78,17 @@ class AgentSupervisor:
 
     def __init__(
         self,
-        bus: Bus,
+        link: Link,
         workspaces: Path,
         *,
         command: Sequence[str],
         nats_url: str,
         nats_ca: Path | None = None,
         confinement: Confinement,
-        exits: AgentExits,
+        report_exit: Callable[[str, str, AgentExit], Awaitable[None]],
     ) -> None:
-        self._bus, self._workspaces, self._command = bus, workspaces, command
-        self._exits = exits
+        self._link, self._workspaces, self._command = link, workspaces, command
+        self._report_exit = report_exit
         self._local = {"nats_url": nats_url, "nats_ca": nats_ca, "machine": machine_identity()}
         self._confinement = confinement
         self._supervising: dict[str, asyncio.Task[None]] = {}
@@ -187,7 +198,7 @@ class AgentSupervisor:
 
     async def _give_up(self, agent_id: str, ended: AgentExit) -> None:
         """Report that the agent is gone, and end what it has left."""
-        await self._exits.report(self._known[agent_id]["workspace_id"], agent_id, ended)
+        await self._report_exit(self._known[agent_id]["workspace_id"], agent_id, ended)
         await end_marked(f"WORKSPACED_AGENT_ID={agent_id}", grace=_GRACE)
 
     async def _run_once(self, agent_id: str) -> int | str:
@@ -207,7 +218,7 @@ class AgentSupervisor:
             pid = agent_files.running_agent(home)
             if pid is None:
                 pid = self._start(home, config)
-        ended = await self._wait_for_end(agent_id, pid, renewed_in(credential))
+        ended = await self._wait_for_end(agent_id, pid, _renewed_in(credential))
         with self._pinned_home(agent_id) as home:
             return ended if agent_files.running_agent(home) is None else _STILL_RUNNING
 
@@ -245,12 +256,12 @@ class AgentSupervisor:
             if agent_files.running_agent(home) is not None:
                 with suppress(OSError, ValueError):
                     existing = agent_files.read_credential(home)
-                    if renewed_in(existing) != 0:
+                    if _renewed_in(existing) != 0:
                         return existing
         return await self._obtain(config)
 
     async def _obtain(self, config: AgentConfig) -> AgentCredential:
-        credential = await obtain_credential(self._bus, config)
+        credential = await _obtain_credential(self._link, config)
         with self._pinned_home(config.agent_id) as home:
             agent_files.write_credential(home, credential)
         return credential
@@ -283,7 +294,7 @@ class AgentSupervisor:
                     str(config.directory),
                     *program,
                 ],
-                {**env, "PYTHONPATH": str(_OWN_DIRECTORY)},
+                {**env, "PYTHONPATH": _OWN_PACKAGES},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_OPEN, 1, output, append, 0o600),
@@ -342,3 +353,25 @@ def _status_of(pid: int) -> int | str:
         return os.waitstatus_to_exitcode(os.waitpid(pid, os.WNOHANG)[1])
     except ChildProcessError:
         return "unknown status"
+
+
+async def _obtain_credential(link: Link, config: AgentConfig) -> AgentCredential:
+    """Request a credential, with retries. Raises Superseded."""
+    backoff = Backoff()
+    while True:
+        try:
+            answer = await link.rpc_until_answered("agent_credential", config.ids())
+            return AgentCredential.model_validate_json(answer)
+        except WorkspacedError as error:
+            raise Superseded(str(error)) from None
+        except ValidationError as error:
+            _log.warning("the credential of agent %s can't be read: %s", config.agent_id, error)
+        await backoff.wait()
+
+
+def _renewed_in(credential: AgentCredential) -> float | None:
+    """Return the seconds until the middle of the lifetime, when to renew; None if it does not expire."""
+    if credential.expires_at is None:
+        return None
+    half = (credential.expires_at - credential.issued_at) / 2
+    return max(0.0, (credential.issued_at + half - datetime.now(UTC)).total_seconds())

@@ -19,8 +19,9 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from bus import Bus, BusError
-from handlers.provisioner.gateway_requests import fetch_piece
+from workspaced.provisioning.link import Link
+from workspaced.provisioning.templates import BadTemplate, fetch_archive
+
 from handlers.provisioner.job import Packed
 from handlers.publishing.agent_files import OWN_FOLDER
 from handlers.publishing.atomic_files import (
@@ -48,8 +49,8 @@ _log = logging.getLogger(__name__)
 class Archives:
     """The archives that this machine has fetched, by version; a version never changes."""
 
-    def __init__(self, bus: Bus, directory: Path, workspaces: Path) -> None:
-        self._bus, self._directory, self._workspaces = bus, directory, workspaces
+    def __init__(self, link: Link, directory: Path, workspaces: Path) -> None:
+        self._link, self._directory, self._workspaces = link, directory, workspaces
         self._in_use: Counter[str] = Counter()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in workspaces.glob(
@@ -87,22 +88,14 @@ class Archives:
             _log.exception("the archives in %s can't be pruned", self._directory)
 
     async def _fetch(self, template: Packed, path: Path) -> None:
-        packed = bytearray()
-        while len(packed) < template.archive.size:
-            try:
-                piece = await fetch_piece(self._bus, template.version_id, len(packed))
-            except BusError as error:
-                raise BadArchive(
-                    f"version {template.version_id} can't be fetched: {error}"
-                ) from None
-            if not piece:
-                break
-            packed += piece
-        if len(packed) != template.archive.size or _sha256(packed) != template.archive.sha256:
-            raise BadArchive(
-                f"the archive of version {template.version_id} has not the size and SHA-256 of the job"
+        archive = template.archive
+        try:
+            packed = await fetch_archive(
+                self._link, template.version_id, archive.sha256, archive.size
             )
-        write_atomically(path, bytes(packed))
+        except BadTemplate as error:
+            raise BadArchive(str(error)) from None
+        write_atomically(path, packed)
 
 
 def is_unpacked(version_id: str, workspace: Path) -> bool:

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+from workspaced.build_log import BUILD_LOG_SIZE, VERDICT_SIZE
+from workspaced.provisioning.jobs import Built, BuiltAgent
+
 from handlers.provisioner import archive
 from handlers.provisioner.archive import Archives
 from handlers.provisioner.job import Job
 from handlers.provisioner.quota import Quotas
 from handlers.provisioner.step import LIMIT, Failed, agent_environment, job_environment, run_step
-from handlers.publishing import BuildLog, agent_files
+from handlers.publishing import agent_files
 from handlers.publishing.agent_files import OWN_FOLDER, AgentConfig
 from handlers.publishing.atomic_files import ensure_directory
-from handlers.publishing.build_log import BUILD_LOG_SIZE, VERDICT_SIZE
+from handlers.publishing.build_log import BuildLog
 from handlers.sandbox.policy import Confinement
 from handlers.sandbox.processes import end_marked
 from handlers.sandbox.shell import environment_faults
@@ -54,10 +57,9 @@ class Succeeded:
     agents: tuple[AgentConfig, ...] = field(default=(), repr=False)
     listed: tuple[Mapping[str, Any], ...] = ()
 
-    def data(self) -> dict[str, Any]:
-        """Return the fields of `build_succeeded`."""
-        version = {} if self.version_id is None else {"template_version_id": self.version_id}
-        return {**version, "agents": list(self.listed)}
+    def built(self) -> Built:
+        """Return what workers learn of it."""
+        return Built([BuiltAgent(**agent) for agent in self.listed])
 
 
 class Builder:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from workspaced.provisioning.journal import Journal
+
 from handlers.provisioner.job import Job
-from handlers.provisioner.journal import BuildJournal, LocalWorkspace
+from handlers.provisioner.journal import LocalWorkspace
 from handlers.provisioner.step import Failed
 
 CODE: Final = "INSUFFICIENT_QUOTA"
@@ -40,7 +42,9 @@ class Quotas:
 
     """
 
-    def __init__(self, journal: BuildJournal, directory: Path, quota_limits: QuotaLimits) -> None:
+    def __init__(
+        self, journal: Journal[LocalWorkspace], directory: Path, quota_limits: QuotaLimits
+    ) -> None:
         self._journal, self._directory, self._limits = journal, directory, quota_limits
         self._claimed: set[str] = set()
         self._disk_locks: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -105,7 +109,7 @@ class Quotas:
     def _of_owner(self, job: Job) -> list[LocalWorkspace]:
         if job.owner_id is None:
             return []
-        return [r for r in self._journal.records() if r.owner_id == job.owner_id]
+        return [r for r in self._journal.workspaces() if r.owner_id == job.owner_id]
 
     def _counts(self, record: LocalWorkspace) -> bool:
         """Return whether the workspace counts. One whose first start never succeeded does not.

@@ -7,14 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import BaseModel, StringConstraints, ValidationError
+from workspaced.provisioning.jobs import BuildFailed
 
 from handlers.provisioner.job import Job
-from handlers.publishing import BuildLog
 from handlers.publishing.agent_files import OWN_FOLDER
 from handlers.publishing.atomic_files import ensure_directory, read_regular_file
+from handlers.publishing.build_log import BuildLog
 from handlers.sandbox.shell import Shell, command_fault, describe_status
 from statemachine.events import Quota
 from statemachine.local_template import AgentTable, variable_of, variable_text
@@ -34,10 +35,9 @@ class Failed:
     error_code: str | None = None
     quota: Mapping[str, float] | None = None
 
-    def data(self) -> dict[str, Any]:
-        """Return the fields of `build_failed`."""
-        data = {"error": self.error, "error_code": self.error_code, "quota": self.quota}
-        return {key: value for key, value in data.items() if value is not None}
+    def failure(self) -> BuildFailed:
+        """Return what workers learn of it."""
+        return BuildFailed(self.error, error_code=self.error_code, quota=self.quota)
 
 
 class _StepError(BaseModel):

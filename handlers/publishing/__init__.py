@@ -1,6 +1,5 @@
 """Code that all senders share: publishing of events and log lines, and their files on disk."""
 
-from handlers.publishing.build_log import BuildLog
 from handlers.publishing.outgoing_events import OutgoingEvent, deliver, new_event, publish_once
 
-__all__ = ["BuildLog", "OutgoingEvent", "deliver", "new_event", "publish_once"]
+__all__ = ["OutgoingEvent", "deliver", "new_event", "publish_once"]

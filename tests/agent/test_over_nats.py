@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from workspaced.provisioning.journal import Journal
 
 from bus.streams import PRESENCE
-from handlers.provisioner.journal import BuildJournal
+from handlers.provisioner.journal import LocalWorkspace
 from handlers.publishing import agent_files
 from handlers.sandbox.processes import find_marked, hold_process, wait_for_exit
 from tests.agent.world import World, started
@@ -147,7 +148,7 @@ asyncio.run(run())
     finally:
         process.kill()
         process.wait()
-    (record,) = BuildJournal(world.root / "journal").records()
+    (record,) = Journal(world.root / "journal", LocalWorkspace).workspaces()
     assert record.newest is not None
     assert not record.newest.finished
     async with world.provisioner():

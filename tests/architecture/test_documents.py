@@ -18,7 +18,7 @@ PAGES = sorted(
     path for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md") for path in ROOT.glob(pattern)
 )
 PATH = re.compile(r"`((?:statemachine|bus|handlers|tests|deploy|docs)/[\w./*-]*)`")
-CODE = ("bus", "docs", "handlers", "statemachine")
+CODE = ("bus", "docs", "handlers", "statemachine", "client")
 SYMBOL = re.compile(r"`([A-Za-z_][\w.]*)`\s\(`([\w/.]+\.(?:py|sql))`\)")
 FENCE = re.compile(r"^```(.*)\n((?s:.*?))^```$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")

@@ -8,7 +8,8 @@ import tempfile
 from typing import Any
 
 import workspaced
-from workspaced.provisioning import serving as kit
+from workspaced.provisioning.scheduler import Scheduler
+from workspaced.provisioning.session import Session
 
 FAULT, POOL = sys.argv[1], sys.argv[2]
 
@@ -31,21 +32,24 @@ class Queues(dict):
         self.pop(workspace_id, None)
 
 
-def accepting(session: Any, queued: Any) -> None:
-    if FAULT == "acks-early":
-        session._spawn(session._link.reply(queued.message.reply, b"+ACK"))
-    before = session._queues
-    if FAULT == "overlaps":
-        session._queues = Queues()
-    accept(session, queued)
-    if FAULT == "overlaps":
-        session._queues = Queues({**before, **session._queues})
+async def accept_and_ack(session: Any, delivery: Any) -> None:
+    await delivery.ack()
+    await accept(session, delivery)
 
 
-accept = kit._Session._accept
-kit._Session._accept = accepting
+def add_beside(scheduler: Any, queued: Any) -> None:
+    others, scheduler._queues = scheduler._queues, Queues()
+    add(scheduler, queued)
+    scheduler._queues = Queues({**others, **scheduler._queues})
+
+
+accept, add = Session._accept, Scheduler.add
+if FAULT == "acks-early":
+    Session._accept = accept_and_ack
+if FAULT == "overlaps":
+    Scheduler.add = add_beside
 if FAULT == "ignores-cancel":
-    kit._Session._cancel = lambda session, body: None
+    Session._cancel = lambda session, request: None
 
 
 build.main()

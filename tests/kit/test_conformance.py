@@ -1,4 +1,4 @@
-"""The provisioner in the documentation passes the conformance suite; broken ones fail at the right place."""
+"""The provisioner of the documentation and the local one pass the conformance suite; broken ones fail at the right place."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def template(running: Any, parent: Path, pool: str) -> str:
     folder = parent / pool
     folder.mkdir()
     text = f'name = "{pool}"\npool = "{pool}"\n[build]\nstart = "./build.sh"\n'
+    if pool == "own":
+        text += '[[agent]]\nname = "main"\n'
     (folder / "template.toml").write_text(text)
     (folder / "build.sh").write_text(BUILD)
     (folder / "build.sh").chmod(0o755)
@@ -67,10 +69,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
     parent = tmp_path_factory.mktemp("kit")
     (parent / "mine.py").write_text(documented())
     with up(parent / "data") as running:
-        ids = {pool: template(running, parent, pool) for pool in ("mine", *FAULTS)}
+        ids = {pool: template(running, parent, pool) for pool in ("mine", "own", *FAULTS)}
         broken = f"{sys.executable} {ROOT / 'tests/kit/broken.py'}"
         commands = {fault: f"{broken} {fault} {fault}" for fault in FAULTS}
         commands["mine"] = f"{sys.executable} mine.py"
+        own = f"{sys.executable} -m handlers provisioner --pool own --name own"
+        commands["own"] = f"{own} --data-dir {parent / 'own'}"
 
         async def together() -> Any:
             return await asyncio.gather(
@@ -84,6 +88,14 @@ def test_the_documented_provisioner_passes(results: Any) -> None:
     failed, checks, printed = results["mine"]
 
     assert failed == set(), f"{checks}\n{printed}"
+
+
+def test_the_local_provisioner_passes(results: Any) -> None:
+    failed, checks, printed = results["own"]
+
+    assert failed == set(), f"{checks}\n{printed}"
+    skipped = {name for name, check in checks.items() if check["outcome"] == "skipped"}
+    assert skipped <= {"progress"}  # no build takes 10 s
 
 
 @pytest.mark.parametrize("fault", FAULTS)

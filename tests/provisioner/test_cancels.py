@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from workspaced.provisioning import session
 
-from handlers.provisioner import archive, builder, cancels
+from handlers.provisioner import archive, builder
 from handlers.sandbox.policy import Confinement, Mechanism
 from handlers.sandbox.processes import find_marked
 from tests.doubles.memory_server import MemoryServer
@@ -344,8 +345,8 @@ async def test_facts_of_open_builds_are_published_again_after_a_reconnect(
 
 
 def test_requests_to_cancel_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cancels, "_REMEMBERED", 2)
-    known = cancels.Cancels()
+    monkeypatch.setattr(session, "_CANCELS_KEPT", 2)
+    known = session.Cancels()
     for build in ("a", "b", "a", "c"):
         known.add(build)
 

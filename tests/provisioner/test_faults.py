@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from workspaced.provisioning.journal import Journal
 
 from bus import NoResponder, Refused, ServiceError, Unavailable, is_final
 from handlers.provisioner.builder import Builder
-from handlers.provisioner.journal import BuildJournal, LocalWorkspace
-from handlers.publishing import BuildLog, deliver, new_event
+from handlers.provisioner.journal import LocalWorkspace
+from handlers.publishing import deliver, new_event
+from handlers.publishing.build_log import BuildLog
 from handlers.sandbox.shell import environment_faults
 from statemachine.local_template import PARAMETER
 from tests.provisioner.conftest import Provisioning
@@ -49,7 +51,7 @@ async def failed(rig: Rig, job: Event) -> tuple[str, str]:
         (Builder, "build", NO_DESCRIPTORS, "Too many open files"),
         (Builder, "build", Refused("permissions violation"), "permissions violation"),
         (Builder, "exists", PermissionError(13, "Permission denied"), "Permission denied"),
-        (BuildJournal, "save", NO_SPACE, "No space left"),
+        (Journal, "save", NO_SPACE, "No space left"),
     ],
 )
 async def test_any_exception_fails_the_build_with_its_message(
@@ -75,14 +77,14 @@ async def test_any_exception_fails_the_build_with_its_message(
 async def test_a_success_that_cannot_be_saved_becomes_a_failure(
     rig: Rig, provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = BuildJournal.save
+    save = Journal.save
 
-    def full_at_the_end(self: BuildJournal, record: LocalWorkspace) -> None:
+    def full_at_the_end(self: Journal[LocalWorkspace], record: LocalWorkspace) -> None:
         if record.newest is not None and record.newest.finished:
             raise NO_SPACE
         save(self, record)
 
-    monkeypatch.setattr(BuildJournal, "save", full_at_the_end)
+    monkeypatch.setattr(Journal, "save", full_at_the_end)
     async with provisioning():
         said, _ = await failed(rig, rig.job(version=rig.version({}), agent=[{"name": "main"}]))
 

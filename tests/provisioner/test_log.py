@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bus import Unavailable
-from handlers.publishing import BuildLog
+from handlers.publishing.build_log import BuildLog
 from statemachine.mask import Mask
 
 

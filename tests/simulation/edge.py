@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tests.simulation.loop import EPOCH, SeededLoop
 
-_PRODUCT: Final = ("bus", "handlers", "statemachine", "tests.worker")
+_PRODUCT: Final = ("bus", "handlers", "statemachine", "tests.worker", "workspaced")
 
 
 class _Current:

@@ -14,13 +14,14 @@ from types import SimpleNamespace
 from typing import Any, Final
 from uuid import uuid4
 
+import workspaced.provisioning.journal
+
 import handlers.agent.agent
 import handlers.agent.journal
 import handlers.agent.link
-import handlers.provisioner.job_runner
-import handlers.provisioner.journal
+import handlers.provisioner.local_builds
 import handlers.provisioner.provisioner
-from handlers.provisioner.agent_exits import AgentExit, AgentExits
+from handlers.provisioner.agent_exits import AgentExit
 from handlers.provisioner.builder import Succeeded
 from handlers.provisioner.job import Job
 from handlers.provisioner.journal import LocalWorkspace
@@ -42,6 +43,9 @@ class Silent:
         self._over = asyncio.Event()
 
     def write(self, *_words: str) -> None:
+        """Discard the line."""
+
+    def verdict(self, *_words: str) -> None:
         """Discard the line."""
 
     async def run(self) -> None:
@@ -173,8 +177,8 @@ class AgentSupervisor:
 
     machine: Machine
 
-    def __init__(self, *_args: Any, exits: AgentExits, **_more: Any) -> None:
-        self._exits = exits
+    def __init__(self, *_args: Any, report_exit: Any, **_more: Any) -> None:
+        self._report_exit = report_exit
         self._keepers: dict[str, asyncio.Task[None]] = {}
 
     def ensure(self, record: LocalWorkspace) -> None:
@@ -201,12 +205,12 @@ class AgentSupervisor:
                 await asyncio.sleep(self.machine.pace(self.machine.ways.agent))
             if agent_id in self.machine.doomed:
                 ended = AgentExit(127, "the agent's program is not there")
-                await self._exits.report(workspace_id, agent_id, ended)
+                await self._report_exit(workspace_id, agent_id, ended)
                 return
             if agent_id not in self.machine.agents:
                 self.machine.start_agent(agent_id)
             if await self.machine.gone(agent_id):
-                await self._exits.report(workspace_id, agent_id, AgentExit(0))
+                await self._report_exit(workspace_id, agent_id, AgentExit(0))
                 return
             await asyncio.sleep(self.machine.pace(1.0))
 
@@ -305,12 +309,12 @@ def install() -> None:
         ("Quotas", Quotas),
         ("AgentSupervisor", AgentSupervisor),
         ("Builder", Builder),
-        ("_root_lock", lambda _root: nullcontext()),
+        ("locked", lambda _root: nullcontext()),
     ):
         setattr(provisioner, name, model)
-    for journal in (handlers.provisioner.journal, handlers.agent.journal):
+    for journal in (workspaced.provisioning.journal, handlers.agent.journal):
         journal.write_atomically = write_atomically  # type: ignore[attr-defined]
-    handlers.provisioner.job_runner.BuildLog = Silent  # type: ignore[misc,assignment]
+    handlers.provisioner.local_builds.BuildLog = Silent  # type: ignore[misc,assignment]
     handlers.agent.agent.BuildLog = Silent  # type: ignore[misc,assignment]
     handlers.agent.agent.Scripts = Scripts  # type: ignore[misc,assignment]
     handlers.agent.agent.ExecRequests = ExecRequests  # type: ignore[misc,assignment]

@@ -177,16 +177,14 @@ class Run:
 
     def _start_provisioner(self) -> None:
         async def main() -> None:
-            provisioner = Provisioner(
+            await Provisioner(
                 self.network.connect(),
                 name="local",
                 pool="local",
                 root=self.machine.root,  # type: ignore[arg-type]
                 nats_url="",
                 environ={},
-            )
-            provisioner._in_hand = InOrder()  # type: ignore[assignment]
-            await provisioner.run()
+            ).run()
 
         if "provisioner" not in self.processes:
             self.served_since = self.loop.now
@@ -340,13 +338,3 @@ class Run:
         for number in range(self.random.choice((1, 2, 2, 3))):
             self._start_worker(f"worker {number + 1}")
         self._start_provisioner()
-
-
-class InOrder(dict[Any, None]):
-    """A set that iterates in order of insertion, so that each run of a seed is the same."""
-
-    def add(self, item: Any) -> None:
-        self[item] = None
-
-    def discard(self, item: Any) -> None:
-        self.pop(item, None)

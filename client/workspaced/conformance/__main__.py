@@ -33,7 +33,8 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from workspaced.conformance.checks import CHECKS, Result, Suite, run
 from workspaced.conformance.command import Command
 from workspaced.conformance.observer import Observer
-from workspaced.provisioning.link import LinkError, LinkRefused, connected
+from workspaced.connection import open_connection
+from workspaced.errors import WorkspacedError
 
 _DEFAULT_ORGANIZATION: Final = str(uuid5(NAMESPACE_URL, "workspaced:organization:default"))
 _DATA_DIR: Final = Path.home() / ".local/share/workspaced"
@@ -57,7 +58,7 @@ def main() -> None:
     names = frozenset(given.only or (check.name for check in CHECKS)) - frozenset(given.skip or ())
     try:
         results = asyncio.run(_checked(given, names))
-    except (LinkRefused, LinkError) as error:
+    except WorkspacedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     if given.json:
@@ -70,36 +71,46 @@ def main() -> None:
 
 async def _checked(given: argparse.Namespace, names: frozenset[str]) -> list[Result]:
     operator: Path = given.credentials
-    async with connected(
-        given.nats_url, operator, role="operator", name="workspaced conformance"
-    ) as link:
-        observer = Observer(link, given.pool)
-        await observer.start()
-        with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
-            output = Path(directory) / "output"
-            command = None
-            if given.command:
-                key = given.key or str(operator.with_name("provisioner.nk"))
-                env = {"WORKSPACED_NATS_URL": given.nats_url, "WORKSPACED_CREDENTIALS": key}
-                command = Command(given.command, env, output)
-                await command.start()
-            suite = Suite(
-                observer,
-                given.patience,
-                given.organization,
-                given.template,
-                dict(pair.split("=", 1) for pair in given.parameter or ()),
-                command,
-            )
-            try:
-                results = await run(suite, names)
-            finally:
-                if command is not None:
-                    await command.stop()
-            failed = any(result.outcome == "failed" for result in results)
-            if failed and command is not None:
-                text = output.read_text(errors="replace")
-                print(f"--- what the command printed ---\n{text[-8000:]}", file=sys.stderr)
+    connection = await open_connection(
+        given.nats_url, key=operator, name="workspaced conformance", tls=None
+    )
+    observer = Observer(connection, given.pool)
+    try:
+        async with observer.listening():
+            return await _checked_by(observer, given, names)
+    finally:
+        await connection.close()
+
+
+async def _checked_by(
+    observer: Observer, given: argparse.Namespace, names: frozenset[str]
+) -> list[Result]:
+    with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
+        output = Path(directory) / "output"
+        command = None
+        if given.command:
+            key = given.key or str(given.credentials.with_name("provisioner.nk"))
+            env = {"WORKSPACED_NATS_URL": given.nats_url, "WORKSPACED_CREDENTIALS": key}
+            command = Command(given.command, env, output)
+            await command.start()
+        suite = Suite(
+            observer,
+            given.patience,
+            given.organization,
+            given.template,
+            dict(pair.split("=", 1) for pair in given.parameter or ()),
+            command,
+        )
+        try:
+            results = await run(suite, names)
+        finally:
+            if command is not None:
+                await command.stop()
+        failed = any(result.outcome == "failed" for result in results)
+        if failed and command is not None:
+            text = output.read_text(errors="replace")
+            print(f"--- what the command printed ---\n{text[-8000:]}", file=sys.stderr)
+
     return results
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from workspaced import subjects
-from workspaced.provisioning.events import cloud_event, encode
-from workspaced.provisioning.link import CONTENT_TYPE, Link
+from workspaced.connection import Connection
+from workspaced.events import CONTENT_TYPE, cloud_event, encode
+from workspaced.tasks import cancel_and_wait
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -55,34 +57,51 @@ class Seen:
 class Observer:
     """Sees everything of one pool since it started. It needs a key that may read all (the operator's)."""
 
-    def __init__(self, link: Link, pool: str) -> None:
-        self._link, self._pool = link, pool
+    def __init__(self, connection: Connection, pool: str) -> None:
+        self._connection, self._pool = connection, pool
         self.seen: list[Seen] = []
         self._changed = asyncio.Event()
 
-    async def start(self) -> None:
-        """Subscribe."""
-        await self._link.subscribe(subjects.job(self._pool), self._take("job"))
-        await self._link.subscribe(subjects.ALL_FACTS, self._take("provisioner"))
-        await self._link.subscribe(subjects.ALL_AGENT_FACTS, self._take("agent"))
-        await self._link.subscribe(subjects.ALL_LOGS, self._take("log"))
-        await self._link.subscribe(subjects.ALL_RESULTS, self._take("result"))
-        await self._link.subscribe(subjects.ALL_DEAD, self._take("dead"))
-        await self._link.subscribe(subjects.acks(self._pool), self._take("ack"))
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Listen during the block."""
+        kinds = {
+            subjects.job(self._pool): "job",
+            subjects.ALL_FACTS: "provisioner",
+            subjects.ALL_AGENT_FACTS: "agent",
+            subjects.ALL_LOGS: "log",
+            subjects.ALL_RESULTS: "result",
+            subjects.ALL_DEAD: "dead",
+            subjects.acks(self._pool): "ack",
+        }
+        # One subscription: the order of messages of all subjects matters.
+        subscription = await self._connection.subscribe(*kinds)
+        beginnings = {subject.rstrip("*>."): kind for subject, kind in kinds.items()}
 
-    def _take(self, kind: str) -> Callable[[Msg], None]:
-        def take(message: Msg) -> None:
-            at = asyncio.get_running_loop().time()
-            if kind == "ack":
-                sequence = int(message.subject.split(".")[5])
-                word = message.data.decode(errors="replace").split(" ")[0] or "+ACK"
-                self.seen.append(Seen(at, kind, message.subject, word, {}, sequence))
-            else:
-                self.seen.append(_event(at, kind, message))
-            self._changed.set()
-            self._changed = asyncio.Event()
+        async def listen() -> None:
+            while True:
+                message = await subscription.next()
+                if message is not None:
+                    self._take(message, beginnings)
 
-        return take
+        task = asyncio.create_task(listen())
+        try:
+            yield
+        finally:
+            await cancel_and_wait(task)
+            await self._connection.unsubscribe(subscription)
+
+    def _take(self, message: Msg, beginnings: Mapping[str, str]) -> None:
+        at, subject = asyncio.get_running_loop().time(), message.subject
+        kind = next(kind for start, kind in beginnings.items() if subject.startswith(start))
+        if kind == "ack":
+            sequence = int(subject.split(".")[5])
+            word = message.data.decode(errors="replace").split(" ")[0] or "+ACK"
+            self.seen.append(Seen(at, kind, subject, word, {}, sequence))
+        else:
+            self.seen.append(_event(at, kind, message))
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def found(self, wanted: Callable[[Seen], object], since: int = 0) -> list[Seen]:
         """Return what was seen and is wanted, oldest first."""
@@ -127,23 +146,21 @@ class Observer:
         await self._say("delete_requested", chat, {"reason": "the conformance suite is done"})
 
     async def _say(self, type_name: str, chat: Chat, data: Mapping[str, Any]) -> None:
-        source = f"/chat/{_SERVICE}"
-        event = cloud_event(type_name, source, chat.chat_id, data)
-        subject = subjects.request(chat.chat_id, _SERVICE)
-        await self._link.store(subject, encode(event).encode(), f"{source}:{event['id']}")
+        event = cloud_event(type_name, f"/chat/{_SERVICE}", chat.chat_id, data)
+        await self._connection.store(subjects.request(chat.chat_id, _SERVICE), event)
 
     async def put(self, job: Mapping[str, Any]) -> int:
         """Put a job into the queue of the pool; return its sequence."""
         headers = {"Content-Type": CONTENT_TYPE, "Nats-Msg-Id": str(uuid4())}
         subject = subjects.job(self._pool)
-        answer = await self._link.request(subject, encode(job).encode(), headers)
+        answer = await self._connection.request(subject, encode(job).encode(), headers)
         return int(json.loads(answer.data)["seq"])
 
     async def cancel(self, job: Mapping[str, Any]) -> None:
         """Ask the provisioners of the pool to cancel a build, as workers do."""
         data = {key: job["data"][key] for key in ("chat_id", "workspace_id", "build_id")}
         event = cloud_event("build_cancel", "/workspaced", data["chat_id"], data)
-        await self._link.client.publish(
+        await self._connection.send(
             subjects.cancel(self._pool),
             encode(event).encode(),
             headers={"Content-Type": CONTENT_TYPE},
@@ -151,7 +168,7 @@ class Observer:
 
     async def ask_for_facts(self) -> None:
         """Ask all provisioners to publish their facts again, as workers do."""
-        await self._link.client.publish(subjects.RESEND, b"")
+        await self._connection.send(subjects.RESEND, b"")
 
 
 @dataclass(frozen=True, slots=True)

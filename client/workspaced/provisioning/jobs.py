@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import uuid4
 
 from pydantic import (
@@ -21,41 +22,54 @@ from pydantic import (
     model_validator,
 )
 
-from workspaced.provisioning.link import LinkRefused
-from workspaced.provisioning.templates import BadTemplate, unpack
-
-if TYPE_CHECKING:
-    from workspaced.provisioning.build_log import BuildLog, Level
-    from workspaced.provisioning.link import Link
-    from workspaced.provisioning.templates import Templates
+from workspaced.build_log import BuildLog, Level
+from workspaced.errors import WorkspacedError
+from workspaced.provisioning.link import Link
+from workspaced.provisioning.masking import Mask
+from workspaced.provisioning.templates import BadTemplate, Templates, unpack
 
 Transition = Literal["start", "stop", "delete"]
 _UUID: Final = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+_TYPE: Final = "workspaced.build_requested.v1"
+_CANCEL: Final = "workspaced.build_cancel.v1"
+_TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[!-~]*")
+_MOST_NAMED: Final = 5
+"""Wrong fields that an error names at most."""
 
 
 class BuildFailed(Exception):
     """Raise it in a build function: the build fails with this text, and the code if there is one."""
 
-    def __init__(self, error: str, *, error_code: str | None = None) -> None:
+    def __init__(
+        self,
+        error: str,
+        *,
+        error_code: str | None = None,
+        quota: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(error)
-        self.error_code = error_code
+        self.error_code, self.quota = error_code, quota
 
-    def details(self) -> dict[str, Any]:
-        """Return what `build_failed` says beside the error."""
-        return {} if self.error_code is None else {"error_code": self.error_code}
+    def data(self) -> dict[str, Any]:
+        """Return the fields of `build_failed`."""
+        given = {"error": str(self), "error_code": self.error_code, "quota": self.quota}
+        return {key: value for key, value in given.items() if value is not None}
 
 
 class QuotaExceeded(BuildFailed):
     """Raise it in a build function if the owner's quota does not allow this workspace."""
 
-    def __init__(self, error: str, *, credits_consumed: int, budget: int) -> None:
-        super().__init__(error, error_code="INSUFFICIENT_QUOTA")
-        self.credits_consumed, self.budget = credits_consumed, budget
+    def __init__(self, error: str, *, credits_consumed: float, budget: float) -> None:
+        quota = {"credits_consumed": credits_consumed, "budget": budget}
+        super().__init__(error, error_code="INSUFFICIENT_QUOTA", quota=quota)
 
-    def details(self) -> dict[str, Any]:
-        """Return what `build_failed` says beside the error."""
-        quota = {"credits_consumed": self.credits_consumed, "budget": self.budget}
-        return {**super().details(), "quota": quota}
+
+class BadJob(Exception):
+    """A job that can't be worked on. `head` is set if its build can at least be answered."""
+
+    def __init__(self, problem: str, head: JobHead | None = None) -> None:
+        super().__init__(problem)
+        self.head = head
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +142,7 @@ class JobHead(_Data):
     chat_id: str = Field(pattern=_UUID)
     workspace_id: str = Field(pattern=_UUID)
     build_id: str = Field(pattern=_UUID)
-    build_number: int
+    build_number: Annotated[int, Field(ge=0, lt=2**53)]
     transition: Transition
     traceparent: str | None = None
 
@@ -153,10 +167,10 @@ class Job(JobHead):
     owner_name: str = ""
     organization_id: str | None = None
     template: JobTemplate = JobTemplate()
-    parameters: dict[str, str] = {}
+    parameters: dict[str, str] = Field(default={}, repr=False)
     preset_id: str | None = None
     ttl_ms: int | None = None
-    activity_seconds: int = 60
+    activity_seconds: Annotated[float, Field(ge=0)] = 60
     """How often an agent reports activity while it lasts; 0: never. Hand it to your agents."""
     not_after: AwareDatetime | None = None
     again: bool = False
@@ -164,6 +178,7 @@ class Job(JobHead):
 
     _link: Link = PrivateAttr()
     _log: BuildLog = PrivateAttr()
+    _mask: Mask = PrivateAttr()
     _templates: Templates = PrivateAttr()
     _cancel: asyncio.Event = PrivateAttr(default_factory=asyncio.Event)
 
@@ -179,7 +194,8 @@ class Job(JobHead):
 
     def log(self, text: str, *, stage: str = "build", level: Level = "info") -> None:
         """Write one or many lines into the build's log, which chats show live. Never waits."""
-        self._log.write(text, stage, level)
+        masked = self._mask(text)
+        self._log.write(stage, level, masked if masked.endswith("\n") else f"{masked}\n")
 
     async def unpack(self, directory: Path | str) -> None:
         """Put the files of the template into a directory, replacing those of the same name.
@@ -211,7 +227,7 @@ class Job(JobHead):
         }
         try:
             answer = await self._link.rpc_until_answered("agent_credential", request)
-        except LinkRefused as error:
+        except WorkspacedError as error:
             raise BuildFailed(f"the agent gets no key: {error}") from None
         return AgentCredential.model_validate_json(answer)
 
@@ -223,37 +239,95 @@ class Job(JobHead):
             return None
         return template.version_id, template.archive.sha256, template.archive.size
 
-    def attach(
-        self, link: Link, log: BuildLog, templates: Templates, cancel: asyncio.Event
-    ) -> None:
+    def attach(self, link: Link, log: BuildLog, mask: Mask, templates: Templates) -> None:
         """Connect the job with the provisioner that runs it."""
-        self._link, self._log, self._templates, self._cancel = link, log, templates, cancel
+        self._link, self._log, self._mask, self._templates = link, log, mask, templates
+
+    def be_canceled_by(self, cancel: asyncio.Event) -> None:
+        """Tell the job which event is set when its build is canceled."""
+        self._cancel = cancel
 
 
-def read_job(body: bytes) -> tuple[JobHead | None, Job | None, str]:
-    """Return what can be read of a job's event, and what is wrong if that is not everything."""
+class _StartTemplate(JobTemplate):
+    id: str = Field(pattern=_UUID)
+    name: str
+    version_id: str = Field(pattern=_UUID)
+    archive: TemplateArchive
+
+
+class StartJob(Job):
+    """A job that starts a workspace; it must have everything that the start needs."""
+
+    workspace_name: str
+    owner_name: str
+    template: _StartTemplate
+    not_after: AwareDatetime
+
+
+J = TypeVar("J", bound=Job)
+
+
+def read_job(body: bytes, kind: type[J], start: type[J]) -> J:
+    """Read a CloudEvent from the pool's subject as a `kind`, or as a `start`. Raises BadJob."""
     try:
         event = json.loads(body)
-        data = {**event["data"], "traceparent": event.get("traceparent")}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        return None, None, f"it is no CloudEvent: {error!r}"
+    except (ValueError, RecursionError) as error:
+        raise BadJob(f"not JSON: {error}") from None
+    data = event.get("data") if isinstance(event, dict) else None
+    if not isinstance(data, dict):
+        raise BadJob("not a CloudEvent with an object as its data")
+    trace = event.get("traceparent")
+    traced = isinstance(trace, str) and _TRACE.fullmatch(trace) is not None
+    data = {**data, "traceparent": trace if traced else None, "again": False}
+    head = _head(data)
+    if event.get("specversion") != "1.0" or event.get("type") != _TYPE:
+        raise BadJob(f"its type is {event.get('type')!r}; this provisioner reads {_TYPE}", head)
+    if head is not None and event.get("subject") != head.chat_id:
+        raise BadJob(f"its subject is {event.get('subject')!r}, not its chat", head)
+    if head is not None and head.transition != "start":
+        return _readable_parts(data, kind)
     try:
-        head = JobHead.model_validate(data)
+        return start.model_validate(data)
     except ValidationError as error:
-        return None, None, _described(error)
-    if event.get("type") != "workspaced.build_requested.v1":
-        return head, None, f"its type is {event.get('type')!r}; build_requested.v1 is known here"
+        raise BadJob(_described(error), head) from None
+
+
+def _readable_parts(data: dict[str, Any], kind: type[J]) -> J:
+    """Return a stop or delete job without the fields that can't be read.
+
+    A workspace can be stopped and deleted even if its template is invalid: a step that cannot be read is not run.
+    """
+    given = data.get("parameters")
+    texts = given.items() if isinstance(given, dict) else ()
+    data = {**data, "parameters": {key: text for key, text in texts if isinstance(text, str)}}
+    while True:
+        try:
+            return kind.model_validate(data)
+        except ValidationError as error:
+            data = _without(data, error.errors()[0]["loc"])
+
+
+def _without(value: dict[str, Any], place: tuple[int | str, ...]) -> dict[str, Any]:
+    """Return the object without the value at that path; a list on the path is dropped as a whole."""
+    name, below = place[0], place[1:]
+    inner = value.get(str(name))
+    if below and isinstance(inner, dict) and below[0] in inner:
+        return {**value, str(name): _without(inner, below)}
+    return {key: kept for key, kept in value.items() if key != name}
+
+
+def _head(data: dict[str, Any]) -> JobHead | None:
     try:
-        return head, Job.model_validate({**data, "again": False}), ""
-    except ValidationError as error:
-        return head, None, _described(error)
+        return JobHead.model_validate(data)
+    except ValidationError:
+        return None
 
 
 def read_cancel(body: bytes) -> tuple[str, str] | None:
     """Return workspace and build of a request to cancel a build; None if it is another message."""
     try:
         event: Mapping[str, Any] = json.loads(body)
-        if event["type"] != "workspaced.build_cancel.v1":
+        if event["type"] != _CANCEL:
             return None
         return str(event["data"]["workspace_id"]), str(event["data"]["build_id"])
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -262,5 +336,6 @@ def read_cancel(body: bytes) -> tuple[str, str] | None:
 
 def _described(error: ValidationError) -> str:
     return "; ".join(
-        f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5]
+        f"{'.'.join(map(str, ('data', *one['loc'])))}: {one['msg']}"
+        for one in error.errors()[:_MOST_NAMED]
     )

@@ -1,4 +1,4 @@
-"""The journal of a provisioner: the facts of its builds, on disk before they are published."""
+"""The journal of a provisioner: its builds and their facts, on disk, to continue after a crash."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, Self, TypeVar
+from uuid import NAMESPACE_URL, uuid5
 
-from workspaced.provisioning.events import Fact
+from workspaced.events import Fact, new_fact
+from workspaced.files import write_atomically
 
 _REMEMBERED: Final = 16
 """Builds remembered for each workspace: a job may be delivered again long after it was done."""
@@ -35,19 +37,32 @@ class Build:
     reply: str = ""
     """Where its job is acknowledged, so that also the next process can hand the job back."""
 
+    @property
+    def reported(self) -> set[str]:
+        """The names of the types of its facts."""
+        return {fact.type_name for fact in self.facts}
+
+    @property
+    def traceparent(self) -> str | None:
+        """The trace of its job."""
+        trace = json.loads(self.facts[0].body).get("traceparent") if self.facts else None
+        return None if trace is None else str(trace)
+
+    def has_succeeded(self, transition: str) -> bool:
+        """Return whether it is a build of that kind that has succeeded."""
+        return self.transition == transition and "build_succeeded" in self.reported
+
 
 @dataclass(slots=True)
 class Workspace:
-    """One workspace: its last builds, oldest first."""
+    """One workspace: its last builds, oldest first, and its agents. A provisioner may add fields."""
 
     workspace_id: str
     chat_id: str
-    name: str = ""
     builds: list[Build] = field(default_factory=list)
     agents: list[str] = field(default_factory=list)
-    """The agents of the last start that succeeded, while the workspace runs."""
-    running: bool = False
-    deleted: bool = False
+    """The agents that should run in it: those of the last start that succeeded."""
+    name: str = ""
 
     @property
     def highest(self) -> int:
@@ -59,9 +74,43 @@ class Workspace:
         """The build with the highest number; of equal numbers, the one that came last."""
         return self.builds[-1] if self.builds else None
 
+    @property
+    def exists(self) -> bool:
+        """Whether a start has succeeded, and nothing is known to have deleted the workspace since."""
+        made = False
+        for build in self.builds:
+            if "workspace_deleted" in build.reported or build.has_succeeded("delete"):
+                made = False
+            elif build.has_succeeded("start"):
+                made = True
+        return made
+
+    @property
+    def running(self) -> bool:
+        """Whether it exists, and its last build that succeeded was a start."""
+        succeeded = [build for build in self.builds if "build_succeeded" in build.reported]
+        return self.exists and succeeded[-1].transition == "start"
+
+    @property
+    def deleted(self) -> bool:
+        """Whether its newest build has deleted it, or it is known to be gone since then."""
+        newest = self.newest
+        if newest is None or not newest.finished or self.exists:
+            return False
+        return newest.transition == "delete" or "workspace_deleted" in newest.reported
+
     def find(self, build_id: str) -> Build | None:
         """Return the record of a build, or None."""
         return next((build for build in self.builds if build.build_id == build_id), None)
+
+    def creator_of(self, agent_id: str) -> Build | None:
+        """Return the build that created the agent."""
+        for build in reversed(self.builds):
+            for fact in build.facts:
+                listed = json.loads(fact.body)["data"].get("agents", ())
+                if any(agent["id"] == agent_id for agent in listed):
+                    return build
+        return None
 
     def add(self, build: Build) -> Build:
         """Add a build, and forget the oldest one if there are too many."""
@@ -70,26 +119,79 @@ class Workspace:
         del self.builds[:-_REMEMBERED]
         return build
 
+    def succeed(self, transition: str, agents: Sequence[str]) -> None:
+        """Record that a build has succeeded, which made these agents."""
+        del transition
+        self.agents = list(agents)
 
-class Journal:
-    """One file for each workspace in `directory`, which one provisioner uses at a time."""
+    def copy(self) -> Self:
+        """Return a copy, with which `restore` undoes later changes of the fields."""
+        return replace(self)
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._records: dict[str, Workspace] = {}
+    def restore(self, earlier: Self) -> None:
+        """Give all fields the values of a copy."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(earlier, one.name))
+
+    def stop_elsewhere(self, provisioner: str) -> list[Fact]:
+        """Add a stop that nobody requested, as a build made elsewhere; return its facts."""
+        number = self.highest + 1
+        build_id = str(uuid5(NAMESPACE_URL, f"workspaced:{self.workspace_id}:{number}"))
+        build = self.add(Build(build_id, number, "stop", finished=True))
+        self.agents = []
+        data = {
+            "workspace_id": self.workspace_id,
+            "build_id": build_id,
+            "build_number": number,
+            "transition": "stop",
+        }
+        names = {"workspace_name": self.name} if self.name else {}
+        build.facts = [
+            new_fact("build_started", provisioner, self.chat_id, {**data, **names}),
+            new_fact("build_succeeded", provisioner, self.chat_id, {**data, "agents": []}),
+        ]
+        return build.facts
+
+    def vanish(self, provisioner: str) -> list[Fact]:
+        """Add that the workspace and its data are gone; return the fact about it."""
+        build = self.newest
+        if build is None:
+            return []
+        self.agents = []
+        data = {
+            "workspace_id": self.workspace_id,
+            "build_id": build.build_id,
+            "build_number": build.number,
+        }
+        build.facts.append(new_fact("workspace_deleted", provisioner, self.chat_id, data))
+        return build.facts[-1:]
+
+
+W = TypeVar("W", bound=Workspace)
+
+
+class Journal(Generic[W]):
+    """One file for each workspace in `directory`, written before its facts are published.
+
+    One provisioner uses the directory at a time. `kind` is the class of the records.
+    """
+
+    def __init__(self, directory: Path, kind: type[W]) -> None:
+        self._directory, self._kind = directory, kind
+        self._records: dict[str, W] = {}
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in sorted(directory.glob("*.json")):
             self._load(path)
 
-    def of(self, workspace_id: str, chat_id: str) -> Workspace:
+    def of(self, workspace_id: str, chat_id: str) -> W:
         """Return the record of a workspace, a new one if there is none."""
-        return self._records.setdefault(workspace_id, Workspace(workspace_id, chat_id))
+        return self._records.setdefault(workspace_id, self._kind(workspace_id, chat_id))
 
-    def find(self, workspace_id: str) -> Workspace | None:
+    def find(self, workspace_id: str) -> W | None:
         """Return the record of a workspace, or None."""
         return self._records.get(workspace_id)
 
-    def workspaces(self) -> list[Workspace]:
+    def workspaces(self) -> list[W]:
         """Return all records."""
         return list(self._records.values())
 
@@ -106,41 +208,32 @@ class Journal:
         """Return the facts of the builds that have begun and not ended."""
         return [fact for build in self.unfinished() for fact in build.facts]
 
-    def save(self, record: Workspace) -> None:
+    def save(self, record: W) -> None:
         """Write a record; when this returns, it survives a crash and a loss of power. Raises OSError."""
-        path = self._directory / f"{record.workspace_id}.json"
-        temporary = path.with_name(f".{path.name}.new")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(record), file, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        opened = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+        content = json.dumps(asdict(record), ensure_ascii=False).encode()
+        write_atomically(self._directory / f"{record.workspace_id}.json", content)
 
     def _load(self, path: Path) -> None:
         try:
-            record = _record(json.loads(path.read_bytes()))
+            record = self._record(json.loads(path.read_bytes()))
         except (OSError, ValueError, KeyError, TypeError):
-            # To build a workspace again is better than a provisioner that can't start.
+            # Building a workspace again is better than a provisioner that can't start.
             _log.exception("%s can't be read; it is renamed to *.unreadable and ignored", path)
             path.replace(path.with_suffix(".unreadable"))
             return
-        if record.deleted and time.time() - path.stat().st_mtime > _DELETED_KEPT:
+        if time.time() - path.stat().st_mtime > _DELETED_KEPT and record.deleted:
             path.unlink()
         else:
             self._records[record.workspace_id] = record
 
-
-def _record(content: dict[str, Any]) -> Workspace:
-    builds = [
-        Build(**{**build, "facts": [Fact(**fact) for fact in build["facts"]]})
-        for build in content.pop("builds")
-    ]
-    return Workspace(**content, builds=builds)
+    def _record(self, content: dict[str, Any]) -> W:
+        builds = [
+            Build(**{**build, "facts": [Fact(**fact) for fact in build["facts"]]})
+            for build in content["builds"]
+        ]
+        known = {one.name for one in fields(self._kind)}
+        given = {key: value for key, value in content.items() if key in known}
+        return self._kind(**{**given, "builds": builds})
 
 
 @contextmanager

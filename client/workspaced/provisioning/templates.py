@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 from uuid import UUID
 
-from workspaced.provisioning.link import Link, LinkError, LinkRefused
+from workspaced.errors import WorkspacedError
+from workspaced.provisioning.link import Link
 
 _KEPT: Final = 16
 """Archives kept on disk, the most recently used ones."""
@@ -47,20 +48,7 @@ class Templates:
             if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
                 os.utime(path)
                 return path
-        if size > _LARGEST:
-            raise BadTemplate(f"the archive of version {version_id} has {size} bytes")
-        packed = bytearray()
-        while len(packed) < size:
-            request = {"version_id": version_id, "offset": len(packed)}
-            try:
-                piece = await link.rpc_until_answered("template_archive", request)
-            except LinkRefused as error:
-                raise BadTemplate(f"version {version_id} can't be fetched: {error}") from None
-            if not piece:
-                break
-            packed += piece
-        if len(packed) != size or hashlib.sha256(packed).hexdigest() != sha256:
-            raise BadTemplate(f"the archive of version {version_id} is not the one of the job")
+        packed = await fetch_archive(link, version_id, sha256, size)
         # A name of its own: builds side by side may fetch the same version.
         with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
             file.write(packed)
@@ -83,7 +71,7 @@ class Templates:
             async with asyncio.timeout(_DECLARED_WITHIN):
                 path = await self.fetched(link, *archive)
             plain = await asyncio.to_thread(_plain_parameters, path)
-        except (BadTemplate, LinkError, OSError, TimeoutError):
+        except (BadTemplate, OSError, TimeoutError):
             return list(parameters.values())
         return [value for name, value in parameters.items() if name not in plain]
 
@@ -94,6 +82,27 @@ class Templates:
             )
             for path in kept[:-_KEPT]:
                 path.unlink(missing_ok=True)
+
+
+async def fetch_archive(link: Link, version_id: str, sha256: str, size: int) -> bytes:
+    """Fetch the archive of a template's version in pieces, and check it. Raises BadTemplate."""
+    if size > _LARGEST:
+        raise BadTemplate(f"the archive of version {version_id} has {size} bytes")
+    packed = bytearray()
+    while len(packed) < size:
+        request = {"version_id": version_id, "offset": len(packed)}
+        try:
+            piece = await link.rpc_until_answered("template_archive", request)
+        except WorkspacedError as error:
+            raise BadTemplate(f"version {version_id} can't be fetched: {error}") from None
+        if not piece:
+            break
+        packed += piece
+    if len(packed) != size or hashlib.sha256(packed).hexdigest() != sha256:
+        raise BadTemplate(
+            f"the archive of version {version_id} has not the size and SHA-256 of the job"
+        )
+    return bytes(packed)
 
 
 def unpack(archive: Path, directory: Path) -> None:

@@ -1,15 +1,18 @@
-"""The facts that a provisioner publishes: made once, and the same bytes every time they are sent."""
+"""Events as a sender publishes them: made once, and the same bytes every time they are sent."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from workspaced import subjects
+
+CONTENT_TYPE: Final = "application/cloudevents+json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,11 @@ def cloud_event(
     return event if traceparent is None else {**event, "traceparent": traceparent}
 
 
+def identity(event: Mapping[str, Any]) -> str:
+    """Return `<source>:<id>` of an event, which is also its message id."""
+    return f"{event['source']}:{event['id']}"
+
+
 def new_fact(
     type_name: str,
     name: str,
@@ -55,9 +63,8 @@ def new_fact(
     traceparent: str | None = None,
 ) -> Fact:
     """Return a fact that the provisioner `name` has not published before."""
-    source = f"/provisioner/{name}"
-    event = cloud_event(type_name, source, chat_id, data, traceparent)
-    return Fact(subjects.fact(chat_id, name), f"{source}:{event['id']}", encode(event))
+    event = cloud_event(type_name, f"/provisioner/{name}", chat_id, data, traceparent)
+    return Fact(subjects.fact(chat_id, name), identity(event), encode(event))
 
 
 def encode(event: Mapping[str, Any]) -> str:
@@ -69,6 +76,8 @@ def encode(event: Mapping[str, Any]) -> str:
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace("\0", "\ufffd")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, Mapping):
         return {str(key): _clean(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
-from handlers.provisioner.job import Job, JobHead
-from handlers.runtime.supervise import cancel_and_wait, first_to_end
-from statemachine.events import Transition
+from workspaced.provisioning.jobs import Job, JobHead
+from workspaced.provisioning.link import Delivery
+from workspaced.tasks import cancel_and_wait
 
-_log = logging.getLogger(__name__)
-
-
-class Finish(Protocol):
-    """Called once when a job has been handled."""
-
-    def __call__(self, *, answered: bool) -> Awaitable[None]:
-        """Ack the job if it was answered; otherwise it is redelivered."""
-        ...
+J = TypeVar("J", bound=Job)
 
 
-@dataclass(slots=True)
-class QueuedJob:
+@dataclass(slots=True, eq=False)
+class QueuedJob(Generic[J]):
     """A delivered job, readable or not, in its workspace's queue."""
 
     head: JobHead
-    job: Job | None
-    problem: str | None
-    finish: Finish
-    reply: str = ""
-    """The reply subject of the delivery."""
+    job: J | None
+    problem: str
+    """Why the job can't be read, if `job` is None."""
+    delivery: Delivery
     late: bool = False
     """It arrived after its `not_after`."""
     highest: int = -1
@@ -51,22 +41,22 @@ class QueuedJob:
 
 
 @dataclass(slots=True)
-class _WorkspaceQueue:
-    current: QueuedJob
-    waiting: deque[QueuedJob] = field(default_factory=deque)
+class _WorkspaceQueue(Generic[J]):
+    current: QueuedJob[J]
+    waiting: deque[QueuedJob[J]] = field(default_factory=deque)
 
 
-class Scheduler:
+class Scheduler(Generic[J]):
     """Runs the queued jobs of each workspace one after another, at most `limit` jobs at a time."""
 
     def __init__(
-        self, run_job: Callable[[QueuedJob], Coroutine[Any, Any, None]], limit: int
+        self, run_job: Callable[[QueuedJob[J]], Coroutine[Any, Any, None]], limit: int
     ) -> None:
         self._run_job, self._slots = run_job, asyncio.Semaphore(limit)
-        self._queues: dict[str, _WorkspaceQueue] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._queues: dict[str, _WorkspaceQueue[J]] = {}
+        self._tasks: dict[asyncio.Task[None], None] = {}
 
-    def add(self, queued: QueuedJob) -> None:
+    def add(self, queued: QueuedJob[J]) -> None:
         """Run the job now, or when the earlier jobs of its workspace are done."""
         queue = self._queues.get(queued.head.workspace_id)
         if queue is None:
@@ -78,15 +68,19 @@ class Scheduler:
             other.highest = max(other.highest, queued.head.build_number)
             queued.highest = max(queued.highest, other.head.build_number)
         queue.waiting.append(queued)
-        self._cancel_before_delete(queue.current, queued)
+        _cancel_before_delete(queue.current, queued)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine as a task that `cancel` ends."""
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
 
-    def find(self, workspace_id: str, build_id: str) -> list[QueuedJob]:
+    def has(self, workspace_id: str) -> bool:
+        """Return whether a job of that workspace runs or waits."""
+        return workspace_id in self._queues
+
+    def find(self, workspace_id: str, build_id: str) -> list[QueuedJob[J]]:
         """Return the jobs of that build: the one that runs, and those that wait."""
         queue = self._queues.get(workspace_id)
         jobs = [] if queue is None else [queue.current, *queue.waiting]
@@ -96,16 +90,11 @@ class Scheduler:
         """Cancel all tasks and wait until they have ended."""
         await cancel_and_wait(*self._tasks)
 
-    async def _drive(self, queue: _WorkspaceQueue) -> None:
+    async def _drive(self, queue: _WorkspaceQueue[J]) -> None:
         try:
             while True:
-                queued = queue.current
-                async with self._slot(queued):
-                    try:
-                        await self._run_job(queued)
-                    except Exception:  # noqa: BLE001 — a bug or a full disk must not stop other jobs
-                        _log.exception("build %s failed in the provisioner", queued.head.build_id)
-                        await queued.finish(answered=False)
+                async with self._slot(queue.current):
+                    await self._run_job(queue.current)
                 if not queue.waiting:
                     return
                 queue.current = queue.waiting.popleft()
@@ -113,12 +102,12 @@ class Scheduler:
             del self._queues[queue.current.head.workspace_id]
 
     @asynccontextmanager
-    async def _slot(self, queued: QueuedJob) -> AsyncIterator[None]:
+    async def _slot(self, queued: QueuedJob[J]) -> AsyncIterator[None]:
         """Hold one of the slots. A job that is canceled while it waits for one needs none."""
         acquired = asyncio.create_task(self._slots.acquire())
         canceled = asyncio.create_task(queued.canceled.wait())
         try:
-            await first_to_end(acquired, canceled)
+            await asyncio.wait((acquired, canceled), return_when=asyncio.FIRST_COMPLETED)
         finally:
             await cancel_and_wait(acquired, canceled)
         try:
@@ -127,10 +116,8 @@ class Scheduler:
             if not acquired.cancelled():
                 self._slots.release()
 
-    def _cancel_before_delete(self, current: QueuedJob, newer: QueuedJob) -> None:
-        """Cancel a build whose workspace a later job deletes."""
-        if (
-            newer.head.transition is Transition.DELETE
-            and current.head.build_number < newer.head.build_number
-        ):
-            current.cancel("the workspace is to be deleted")
+
+def _cancel_before_delete(current: QueuedJob[J], newer: QueuedJob[J]) -> None:
+    """Cancel a build whose workspace a later job deletes."""
+    if newer.head.transition == "delete" and current.head.build_number < newer.head.build_number:
+        current.cancel("the workspace is to be deleted")

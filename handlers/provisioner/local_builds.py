@@ -1,0 +1,92 @@
+"""What the kit calls to build a job on this machine: agents end, the step runs, the agents start."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from workspaced.provisioning.jobs import Built, JobHead
+from workspaced.provisioning.journal import Journal
+from workspaced.provisioning.session import provisioner_fault
+
+from handlers.provisioner.agent_supervisor import AgentSupervisor
+from handlers.provisioner.builder import OWN_LOG, Builder
+from handlers.provisioner.job import Job, read_job
+from handlers.provisioner.journal import LocalWorkspace
+from handlers.provisioner.quota import Quotas
+from handlers.provisioner.step import Failed
+from handlers.publishing.build_log import BuildLog, Send
+from statemachine.events import Transition
+
+_log: Final = logging.getLogger(__name__)
+
+
+class LocalBuilds:
+    """Builds in the directories of workspaces, one at a time in each."""
+
+    def __init__(
+        self,
+        send: Send,
+        journal: Journal[LocalWorkspace],
+        *,
+        name: str,
+        builder: Builder,
+        agents: AgentSupervisor,
+        quotas: Quotas,
+    ) -> None:
+        self._send, self._journal, self._name = send, journal, name
+        self._builder, self._agents, self._quotas = builder, agents, quotas
+
+    def read(self, body: bytes) -> Job:
+        """Read a job. Raises BadJob."""
+        return read_job(body)
+
+    def new_log(self, head: JobHead, ledger: Path) -> BuildLog:
+        """Return the log of a build, which leaves room for those of its agents."""
+        return BuildLog(
+            head.chat_id,
+            head.build_id,
+            "provisioner",
+            f"/provisioner/{self._name}",
+            self._send,
+            ledger=ledger,
+            limit=OWN_LOG,
+            traceparent=head.traceparent,
+        )
+
+    def begin(self, job: Job, record: LocalWorkspace) -> None:
+        """Set the workspace's owner, and `new`."""
+        starts = job.transition is Transition.START
+        record.new = record.new or (starts and not self._builder.exists(job.workspace_id))
+        record.owner_id = job.owner_id or record.owner_id
+
+    async def build(self, job: Job, record: LocalWorkspace, log: BuildLog) -> Built:
+        """End the agents of the build before, and build. Raises BuildFailed."""
+        try:
+            await self._agents.shut_down(record)
+            if record.agents:
+                record.agents = []
+                self._journal.save(record)
+            outcome = await self._builder.build(job, log, new=record.new)
+        except Exception as fault:
+            _log.exception("build %s failed in the provisioner", job.build_id)
+            raise provisioner_fault(fault) from fault
+        if isinstance(outcome, Failed):
+            raise outcome.failure()
+        return outcome.built()
+
+    async def clean_up(self, job: Job, record: LocalWorkspace, log: BuildLog) -> None:
+        """End the agents at once, which were asked to shut down when the build began, and remove files."""
+        await self._agents.shut_down(record, at_once=True)
+        record.agents = []
+        await self._builder.clean_up(job, log, new=record.new)
+
+    def ended(self, record: LocalWorkspace) -> None:
+        """Keep the workspace's agents running; the journal decides now whether it counts for the quota."""
+        self._quotas.release(record.workspace_id)
+        self._agents.ensure(record)
+
+    def resend(self) -> None:
+        """Get new credentials for all agents: NATS may not accept the old ones any more."""
+        self._agents.renew()
