@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from workspaced.provisioning import session
 
+from bus.streams import JOB
 from handlers.provisioner import archive, builder
 from handlers.sandbox.policy import Confinement, Mechanism
 from handlers.sandbox.processes import find_marked
@@ -322,6 +323,23 @@ async def test_a_cancel_that_was_missed_is_obeyed_after_a_restart_and_a_reconnec
     async with provisioning():
         await canceled(rig, job)
         assert not workspace.exists()
+
+
+async def test_a_build_that_began_is_canceled_though_its_job_is_gone(
+    rig: Rig, provisioning: Provisioning, worker: Worker
+) -> None:
+    version = rig.version({})
+    job = rig.job(1, version=version, build={"start": "echo running; sleep 1000"})
+    async with provisioning():
+        build = await rig.ask(job)
+        await rig.until(lambda: "running" in rig.output(build), "the step runs")
+    await rig.bus.purge(JOB.name, (await rig.bus.stream_info(JOB.name)).last)
+    await worker.cancel(job)  # nobody hears it
+    async with provisioning():
+        await canceled(rig, job)
+        ended = await rig.ended(await rig.ask(rig.job(2, version=version)))
+
+    assert ended["type"] == "workspaced.build_succeeded.v1"
 
 
 async def test_facts_of_open_builds_are_published_again_after_a_reconnect(

@@ -370,15 +370,32 @@ class Session(Generic[J, W, L]):
             _log.info("build %s is canceled: %s", build_id, _CANCEL_REQUESTED)
             queued.cancel(_CANCEL_REQUESTED)
         if not jobs:
-            self._scheduler.spawn(self._repeat_end(workspace_id, build_id))
+            self._scheduler.spawn(self._answer_without_job(workspace_id, build_id))
 
-    async def _repeat_end(self, workspace_id: str, build_id: str) -> None:
-        """Publish the terminal fact of a build again, and what follows it, if the build has ended here."""
+    async def _answer_without_job(self, workspace_id: str, build_id: str) -> None:
+        """Publish the terminal fact of a build that began here, and what follows it.
+
+        If the process that began it was killed, its job may be gone: workers take the job of a canceled build
+        out of the queue as long as they do not know that it has begun. Then the build ends here.
+        """
         record = self.journal.find(workspace_id)
         build = None if record is None else record.find(build_id)
-        if build is not None and build.finished:
-            for fact in build.facts[1:] or build.facts:
-                await self._publish(fact)
+        if record is None or build is None:
+            return
+        if not build.finished:
+            head = JobHead.model_validate(
+                {
+                    "chat_id": record.chat_id,
+                    "workspace_id": workspace_id,
+                    "build_id": build_id,
+                    "build_number": build.number,
+                    "transition": build.transition,
+                    "traceparent": build.traceparent,
+                }
+            )
+            self._finish(record, build, head, None)
+        for fact in build.facts[1:] or build.facts:
+            await self._publish(fact)
 
     # -- facts ---------------------------------------------------------------------------------
 
