@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
+import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
+from nats.aio.msg import Msg
+
+from workspaced import subjects
 from workspaced.connection import Connection
 from workspaced.errors import CannotRun, Unavailable
 from workspaced.models import Answer, Exit
@@ -31,7 +37,10 @@ _WAIT: Final = 30
 """Seconds for which one request for output is held, at most."""
 _MARGIN: Final = 20.0
 """Seconds beyond `wait_seconds` within which the gateway answers."""
-_ATTEMPTS: Final = 6
+_PATIENCE: Final = 40.0
+"""Seconds for which a call is repeated that nobody answers, such as while an agent is restarted."""
+_AWAY: Final = 0.5
+"""Seconds before the next request for output if the agent is away: then one is answered at once."""
 
 
 async def run_tool(connection: Connection, tool: str, body: Mapping[str, Any]) -> Answer:
@@ -40,14 +49,25 @@ async def run_tool(connection: Connection, tool: str, body: Mapping[str, Any]) -
     Raises CallConflict, TooBusy, Refused, Invalid, Unavailable.
     """
     waits = body["args"].get("wait_seconds") or (10 if tool == "execute" else 0)
-    for attempt in range(1, _ATTEMPTS):
+    until = time.monotonic() + _PATIENCE
+    for attempt in itertools.count(1):
         try:
             return Answer.model_validate(
                 await connection.rpc(tool, body, within=min(waits, 60) + _MARGIN)
             )
         except Unavailable:
-            await asyncio.sleep(0.2 * attempt)  # back-off
-    return Answer.model_validate(await connection.rpc(tool, body, within=min(waits, 60) + _MARGIN))
+            if time.monotonic() > until:
+                raise
+        await asyncio.sleep(min(2.0, 0.1 * attempt))  # back-off
+    raise AssertionError("the loop has no end")
+
+
+class Piece(NamedTuple):
+    """A piece of a command's output; one that begins after the end of the one before follows bytes that are not kept."""
+
+    offset: int
+    next: int
+    output: str
 
 
 class Process:
@@ -60,19 +80,52 @@ class Process:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """Yield the output from its first byte, stdout and stderr as one, until the command has ended."""
-        piece: Mapping[str, Any] = {"next": 0, "status": "running"}
-        while True:
-            before = piece["next"]
-            piece = await self._output(before)
-            if piece["output"]:
-                yield piece["output"]
-            elif piece["status"] == "exited" and piece["next"] == before:
-                return
+        async for piece in self.pieces():
+            yield piece.output
+
+    async def pieces(self, after: int = 0) -> AsyncIterator[Piece]:
+        """Yield the output from byte `after` until the command has ended, each byte once.
+
+        What the agent publishes arrives first. The rpc has what was published before, what was left out, and the end.
+        An agent that was killed answers no request; what its successor publishes shows that one can ask again.
+        """
+        published = await self._connection.subscribe(subjects.ui_exec(self._chat_id, self.id))
+        asking: asyncio.Task[Mapping[str, Any]] | None = None
+        hearing: asyncio.Task[Msg | None] | None = None
+        try:
+            while True:
+                asking = asking or asyncio.create_task(self._output(after))
+                hearing = hearing or asyncio.create_task(published.next())
+                await asyncio.wait((asking, hearing), return_when=asyncio.FIRST_COMPLETED)
+                if hearing.done():
+                    piece = _published(hearing.result(), after)
+                    hearing = None
+                    if piece is not None and not piece.output:
+                        continue  # a repeat
+                    asking.cancel()
+                    asking = None
+                    if piece is not None:
+                        after = piece.next
+                        yield piece
+                    continue
+                answer = asking.result()
+                asking = None
+                if answer["output"]:
+                    yield Piece(answer["offset"], answer["next"], answer["output"])
+                elif answer["status"] == "exited" and answer["next"] <= after:
+                    return
+                after = answer["next"]
+        finally:
+            for task in (asking, hearing):
+                if task is not None:
+                    task.cancel()
+            await self._connection.unsubscribe(published)
 
     async def wait(self) -> Exit:
         """Wait for the end of the command. Raises CannotRun, Unavailable."""
-        while self._newest["status"] == "running":
-            await self._output(self._newest["next"])
+        if self._newest["status"] == "running":
+            async for _ in self.pieces(self._newest["next"]):
+                pass
         return Exit.model_validate(self._newest)
 
     async def write(self, data: str | bytes) -> None:
@@ -97,7 +150,14 @@ class Process:
         return bool((await self._call("process_signal", signal=name))["signaled"])
 
     async def _output(self, after: int) -> Mapping[str, Any]:
+        asked_at = time.monotonic()
         piece = await self._call("process_output", after=after, wait_seconds=_WAIT)
+        if (
+            piece["status"] == "running"
+            and not piece["output"]
+            and time.monotonic() - asked_at < _AWAY
+        ):
+            await asyncio.sleep(_AWAY)  # back-off
         if piece["next"] >= self._newest["next"]:
             self._newest = dict(piece)
         return piece
@@ -109,6 +169,24 @@ class Process:
             "args": {"exec_id": self.id, **args},
         }
         return checked(await run_tool(self._connection, tool, body))
+
+
+def _published(message: Msg | None, after: int) -> Piece | None:
+    """Return what a published message adds to the output at byte `after`, empty for a repeat.
+
+    None: the rpc has to tell, because the message is the command's end, a part before it is missing, or the
+    connection to NATS was lost (no message).
+    """
+    if message is None:
+        return None
+    event = json.loads(message.data)
+    data = event["data"]
+    if event["type"].startswith("workspaced.exec_started."):
+        return Piece(after, after, "")
+    if not event["type"].startswith("workspaced.exec_output.") or data["offset"] > after:
+        return None
+    rest = data["output"].encode()[after - data["offset"] :]
+    return Piece(after, max(after, data["next"]), rest.decode(errors="replace"))
 
 
 def checked(answer: Answer) -> dict[str, Any]:

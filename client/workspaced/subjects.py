@@ -38,6 +38,11 @@ def ui_logs(chat_id: str) -> str:
     return f"workspaced.ui.{chat_id}.log.*"
 
 
+def ui_exec(chat_id: str, exec_id: str) -> str:
+    """Return the subject of what a command does, as it is stored."""
+    return f"workspaced.ui.{chat_id}.exec.*.{exec_id}"
+
+
 def last_state(chat_id: str) -> str:
     """Return where to ask for the present state of a chat."""
     return f"$JS.API.DIRECT.GET.WORKSPACED_STATE.workspaced.state.{chat_id}"

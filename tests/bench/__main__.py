@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 
-from tests.bench import ratios
+from tests.bench import commands, ratios
 from tests.bench.cold import cold
 from tests.bench.machine import described
 from tests.bench.peer import CACHE, ROOT
@@ -40,10 +41,14 @@ def main() -> int:
     machine = described()
     results = carry_out(plan)
     starts = cold(plan.starts)
-    found = tables(plan, results, starts, machine)
+    ran = commands.commands(*plan.commands)
+    found = [*tables(plan, results, starts, machine)]
+    if ran.rows:
+        found.insert(-1, commands.table(ran))
     kept = {
         "machine": machine,
         "starts": starts,
+        "commands": asdict(ran),
         "lines": results.lines,
         "not_run": results.not_run,
     }

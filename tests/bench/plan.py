@@ -14,6 +14,7 @@ IDLE: Final = "idle"
 WAITING: Final = "waiting"
 AGED: Final = "aged"
 STARTS: Final = "starts"
+EXEC: Final = "exec"
 PARTS: Final = {
     LATENCY: "one call at a time, and each event twice",
     THROUGHPUT: "many calls at once, and the latency at half of that",
@@ -21,6 +22,7 @@ PARTS: Final = {
     WAITING: "1,000,000 waiting calls: memory, start of a worker, answers",
     AGED: "the same work after 10 million log rows",
     STARTS: "starts of `up` and `--help`, memory at rest",
+    EXEC: "commands in workspaces, beside ssh, and keys in a terminal",
 }
 """The parts that can be measured alone."""
 
@@ -118,6 +120,8 @@ class Plan:
     sizes: tuple[int, int]
     """Numbers of simultaneous chats for which goals are set."""
     parts: Collection[str] = tuple(PARTS)
+    commands: tuple[int, int, int] = (0, 0, 0)
+    """Chats that run commands at once, commands one at a time, and keys that are typed."""
 
 
 def full(
@@ -205,4 +209,12 @@ def _plan(
     sizes: tuple[int, int],
 ) -> Plan:
     measured = tuple(task for task in tasks if len(task.measures) > 1)  # more than the warming up
-    return Plan(name, measured, starts if STARTS in parts else 0, sizes, parts)
+    commands = (200, 500, 500) if name == "full" else (10, 50, 50)
+    return Plan(
+        name,
+        measured,
+        starts if STARTS in parts else 0,
+        sizes,
+        parts,
+        commands if EXEC in parts else (0, 0, 0),
+    )
