@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fresh cluster overload left-alone commands faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit hashes sbom format diagram settings schemas
+.PHONY: help demo test fresh cluster overload left-alone commands faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit hashes sbom format diagram settings schemas reference
 SEEDS ?= 1000
 # How often a failed test is run again: a busy machine can make a server too slow for a test. The summary names it.
 RERUNS ?= 1
@@ -99,6 +99,9 @@ settings: $(INSTALLED)  ## Update the table of settings in docs/operators.md
 
 schemas: $(INSTALLED)  ## Update the AsyncAPI document and the JSON Schemas in docs/schemas
 	$(BIN)/python -m docs.generate_schemas docs/schemas
+
+reference: $(INSTALLED)  ## Update the reference pages in docs/reference
+	$(BIN)/python -m docs.generate_reference docs/reference
 
 $(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt hashes.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, or name it with make PYTHON=..." >&2; exit 1; }

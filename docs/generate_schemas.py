@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
+from workspaced.tools import Format, in_format
 
 from bus import subjects
 from docs.tool_descriptions import DESCRIPTIONS
@@ -633,7 +634,10 @@ def _pascal(name: str) -> str:
 def files() -> dict[str, str]:
     """Return the text of each file of docs/schemas, by its path there."""
     made = schemas()
-    documents = {"asyncapi.json": asyncapi(made), "envelope.json": made.document("CloudEvent")}
+    documents: dict[str, Any] = {
+        "asyncapi.json": asyncapi(made),
+        "envelope.json": made.document("CloudEvent"),
+    }
     for name, schema in made.events.items():
         documents[f"messages/{name}.v1.json"] = made.document(schema)
     for name, schema in made.bodies.items():
@@ -644,6 +648,9 @@ def files() -> dict[str, str]:
         documents[f"tools/{name}.args.json"] = made.document(schema)
     for name, schema in made.results.items():
         documents[f"tools/{name}.result.json"] = made.document(schema)
+    stored = client_tools()
+    for name in get_args(Format):
+        documents[f"models/{name}.json"] = in_format(stored, name)
     return {
         path: json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         for path, document in documents.items()
@@ -653,8 +660,8 @@ def files() -> dict[str, str]:
 CLIENT_TOOLS: Final = Path(__file__).parents[1] / "client/workspaced/tools.json"
 
 
-def client_tools() -> str:
-    """Return the text of the file with the tools for models, which is part of the Python client."""
+def client_tools() -> list[Json]:
+    """Return the content of the file with the tools for models, which is part of the Python client."""
     made = schemas()
     found = []
     for tool, description in DESCRIPTIONS.items():
@@ -671,7 +678,7 @@ def client_tools() -> str:
                 "arguments": schema,
             }
         )
-    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    return found
 
 
 def _for_models(schema: Any) -> Any:
@@ -706,4 +713,4 @@ def write(directory: Path) -> None:
 
 if __name__ == "__main__":
     write(Path(sys.argv[1]))
-    CLIENT_TOOLS.write_text(client_tools())
+    CLIENT_TOOLS.write_text(json.dumps(client_tools(), indent=2, ensure_ascii=False) + "\n")

@@ -38,7 +38,7 @@ DatabaseRole = Literal["operator", "worker", "gateway"]
 class WrongKey(Refused):
     """NATS accepts a key, but its permissions do not allow what was tried with it."""
 
-    def __init__(self, file: Path, role: Role, denied: Denied) -> None:
+    def __init__(self, file: Path, role: Role, denied: Exception) -> None:
         self.file, self.role = file, role
         super().__init__(
             f"the key in {file} does not permit this ({denied}): "

@@ -19,6 +19,8 @@ SCHEMAS = Path(__file__).parents[1] / "docs/schemas"
 
 def check(path: str, value: Any) -> None:
     """Raise AssertionError unless `value` matches the schema in that file of docs/schemas."""
+    if path == "bot.json":  # a tool call of a model, in the guide for chat services
+        path, value = f"tools/{value['name']}.args.json", {"template_id": "", **value["input"]}
     wrong = best_match(_validator(path).iter_errors(value))
     assert wrong is None, f"{path}: {wrong.json_path}: {wrong.message}"
 

@@ -11,10 +11,8 @@ Example::
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from workspaced.calls import Call
-from workspaced.client import Chat, Workspaced, connect
 from workspaced.errors import (
     CallConflict,
     CannotRun,
@@ -25,11 +23,24 @@ from workspaced.errors import (
     Unavailable,
     WorkspacedError,
 )
-from workspaced.models import Agent, Answer, Build, Exit, Failure, Log, Owner, State, Workspace
-from workspaced.processes import Process
 from workspaced.tools import tools
 
 if TYPE_CHECKING:
+    from workspaced.calls import Call
+    from workspaced.client import Chat, Workspaced, connect
+    from workspaced.models import (
+        Agent,
+        Answer,
+        Build,
+        Cause,
+        Exit,
+        Failure,
+        Log,
+        Owner,
+        State,
+        Workspace,
+    )
+    from workspaced.processes import Process
     from workspaced.provisioning import (
         AgentCredential,
         BadTemplate,
@@ -56,6 +67,7 @@ __all__ = [
     "CallConflict",
     "CannotRun",
     "CannotServe",
+    "Cause",
     "Chat",
     "Exit",
     "Failure",
@@ -80,8 +92,24 @@ __all__ = [
 ]
 
 
+_PLACES: Final = {
+    **dict.fromkeys(("Chat", "Workspaced", "connect"), "client"),
+    "Call": "calls",
+    "Process": "processes",
+    **dict.fromkeys(
+        (
+            *("Agent", "Answer", "Build", "Cause", "Exit", "Failure"),
+            *("Log", "Owner", "State", "Workspace"),
+        ),
+        "models",
+    ),
+}
+"""The module of each name that is imported when it is used first; all others are of the provisioner kit."""
+
+
 def __getattr__(name: str) -> Any:
-    """Import the provisioner kit when it is used first: a chat service does without it."""
+    """Import what is used: NATS and pydantic take time to import, and a chat service needs no provisioner kit."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("workspaced.provisioning"), name)
+    module = importlib.import_module(f"workspaced.{_PLACES.get(name, 'provisioning')}")
+    return globals().setdefault(name, getattr(module, name))

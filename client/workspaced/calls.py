@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from workspaced import subjects
 from workspaced.connection import Connection, Subscription
-from workspaced.errors import CallConflict, NotFound, TooBusy, Unavailable
+from workspaced.errors import CallConflict, NotFound, TooBusy
 from workspaced.following import Follower
 from workspaced.models import Answer, Log, State
 from workspaced.processes import TOOLS, run_tool
@@ -20,6 +20,31 @@ from workspaced.processes import TOOLS, run_tool
 _BUSY: Final = "too busy: "
 _GRACE: Final = 5.0
 """Seconds after which a call that no worker knows is taken for one that nobody asked."""
+
+
+async def store_event(
+    connection: Connection,
+    service: str,
+    chat_id: str,
+    type_name: str,
+    data: Mapping[str, Any],
+    traceparent: str | None = None,
+) -> str:
+    """Publish an event of a chat service until it is stored; return its id. Raises Refused, Invalid, Unavailable."""
+    event_id = str(uuid4())
+    event: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": f"/chat/{service}",
+        "type": f"workspaced.{type_name}.v1",
+        "subject": chat_id,
+        "time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "data": dict(data),
+    }
+    if traceparent is not None:
+        event["traceparent"] = traceparent
+    await connection.store(subjects.request(chat_id, service), event)
+    return event_id
 
 
 class Call:
@@ -65,19 +90,15 @@ class Call:
         self._waiting = asyncio.create_task(self._wait())
 
     async def _store_request(self) -> None:
-        source = f"/chat/{self._service}"
-        event: dict[str, Any] = {
-            "specversion": "1.0",
-            "id": str(uuid4()),
-            "source": source,
-            "type": "workspaced.tool_requested.v1",
-            "subject": self.chat_id,
-            "time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-            "data": self._request,
-        }
-        if self._traceparent is not None:
-            event["traceparent"] = self._traceparent
-        await self._connection.store(subjects.request(self.chat_id, self._service), event)
+        request = self._request or {}
+        await store_event(
+            self._connection,
+            self._service,
+            self.chat_id,
+            "tool_requested",
+            request,
+            self._traceparent,
+        )
 
     async def _wait(self) -> Answer:
         """Return the answer; after each reconnect ask again, since it may have been missed."""
@@ -98,7 +119,7 @@ class Call:
             await self._connection.unsubscribe(results)
         answer = Answer.model_validate(event["data"])
         if answer.is_error and str(answer.result.get("error", "")).startswith(_BUSY):
-            raise TooBusy(f"{answer.result['error']}; ask again later with a new call_id")
+            raise TooBusy(f"{answer.result['error']}; ask again later with a new call_id", answer)
         if answer.conflict and self._request is not None:
             raise CallConflict(
                 f"call_id {self.call_id!r} was used in this chat with another tool or other arguments: "
@@ -180,5 +201,4 @@ class Call:
         """Stop waiting in this process; the call itself goes on."""
         if self._waiting is not None:
             self._waiting.cancel()
-            with suppress(asyncio.CancelledError, Unavailable):
-                await self._waiting
+            await asyncio.wait([self._waiting])

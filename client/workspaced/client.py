@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Any
 from uuid import uuid4
 
 from workspaced import subjects
-from workspaced.calls import Call
+from workspaced.calls import Call, store_event
 from workspaced.connection import Connection, open_connection
+from workspaced.errors import Invalid
 from workspaced.following import Follower
 from workspaced.models import Answer, Log, Owner, State
-from workspaced.processes import Process, executing
+from workspaced.processes import TOOLS, Process, executing
 from workspaced.tools import Format, tools
 
 
@@ -25,12 +26,21 @@ class Workspaced:
     def __init__(self, connection: Connection, service: str) -> None:
         self._connection, self._service = connection, service
 
-    def chat(self, chat_id: str, *, owner: Owner) -> Chat:
-        """Return a chat, which need not exist yet. `chat_id` is a UUID of your choice."""
+    def chat(self, chat_id: str, *, owner: Owner | None = None) -> Chat:
+        """Return a chat, which need not exist yet. `chat_id` is a UUID of your choice.
+
+        Only the tools that create, start, stop, list and read need the owner. Raises Invalid.
+        """
+        subjects.check_uuid("chat_id", chat_id)
+        if owner is not None:
+            subjects.check_uuid("owner.id", owner.id)
+            subjects.check_uuid("owner.organization", owner.organization)
         return Chat(self._connection, self._service, chat_id, owner)
 
     def call(self, chat_id: str, call_id: str) -> Call:
-        """Return a call that this or another process asked for; nothing is asked again."""
+        """Return a call that this or another process asked for; nothing is asked again. Raises Invalid."""
+        subjects.check_uuid("chat_id", chat_id)
+        subjects.check_token("call_id", call_id)
         return Call(self._connection, self._service, chat_id, call_id, None)
 
     async def last_answer(self, chat_id: str) -> Answer | None:
@@ -42,7 +52,7 @@ class Workspaced:
         """Return the tools for a model: `openai`, `anthropic` or `mcp`; without `execute`, no commands."""
         return tools(format, execute=execute)
 
-    async def rpc(self, name: str, **body: Any) -> Any:
+    async def rpc(self, name: str, /, **body: Any) -> Any:
         """Call an rpc and return its reply; arguments that are None are left out.
 
         Raises WorkspacedError: at once also if the key does not permit the rpc or nobody serves it.
@@ -53,7 +63,9 @@ class Workspaced:
 class Chat:
     """A chat, for which its owner's tools are called."""
 
-    def __init__(self, connection: Connection, service: str, chat_id: str, owner: Owner) -> None:
+    def __init__(
+        self, connection: Connection, service: str, chat_id: str, owner: Owner | None
+    ) -> None:
         self.id, self.owner = chat_id, owner
         self._connection, self._service = connection, service
 
@@ -72,14 +84,18 @@ class Chat:
         events that the call causes carry on. Raises Refused, Invalid, Unavailable.
         """
         call_id = call_id or uuid4().hex
-        request = {
-            "call_id": call_id,
-            "tool": tool,
-            "args": dict(args or {}),
-            "organization_id": self.owner.organization,
-            "owner_id": self.owner.id,
-            "owner_name": self.owner.name,
-        }
+        subjects.check_token("call_id", call_id)
+        request = {"call_id": call_id, "tool": tool, "args": dict(args or {})}
+        if self.owner is not None:
+            request |= {
+                "organization_id": self.owner.organization,
+                "owner_id": self.owner.id,
+                "owner_name": self.owner.name,
+            }
+        elif tool not in TOOLS:
+            raise Invalid(
+                f"{tool} needs the chat's owner: ws.chat(chat_id, owner=workspaced.Owner(…))"
+            )
         call = Call(self._connection, self._service, self.id, call_id, request, traceparent)
         await call.ask()
         return call
@@ -118,14 +134,29 @@ class Chat:
             self._connection, self.id, {"exec_id": exec_id, "status": "running", "next": 0}
         )
 
-    async def watch(self) -> AsyncIterator[State | Log]:
-        """Yield the present state and the log of its build, then every state and log line, without end."""
-        follower = await Follower.start(self._connection, self.id, old_log=True)
+    async def watch(self, *, old_log: bool = True) -> AsyncGenerator[State | Log, None]:
+        """Yield the present state and the log of its build, then every state and log line, without end.
+
+        Without `old_log` the log of a build that has ended before is left out.
+        """
+        follower = await Follower.start(self._connection, self.id, old_log=old_log)
         try:
             async for event in follower.events():
                 yield event
         finally:
             await follower.stop()
+
+    async def delete_workspace(
+        self, reason: str | None = None, *, workspace_id: str | None = None
+    ) -> str:
+        """Request the deletion of the workspace with all its files; return the id of the event.
+
+        The states that follow show what becomes of it. `workspace_id` names one that the chat had before. Raises
+        Refused, Unavailable.
+        """
+        given = {"reason": reason, "workspace_id": workspace_id}
+        data = {key: value for key, value in given.items() if value is not None}
+        return await store_event(self._connection, self._service, self.id, "delete_requested", data)
 
     async def keep(self, duration: timedelta) -> datetime | None:
         """Stop the workspace no sooner than that; return when it is stopped, None if it has no such time."""
@@ -161,6 +192,7 @@ async def connect(
     your choice, `[A-Za-z0-9_-]{1,128}`. The connection is made again when it breaks. Raises Refused if the key is
     not accepted, and Unavailable if there is no server.
     """
+    subjects.check_token("service", service)
     connection = await open_connection(url, key=key, name=service, tls=tls)
     try:
         yield Workspaced(connection, service)

@@ -167,7 +167,10 @@ class Connection:
             del self._waiting[number]
         status = (message.headers or {}).get("Status")
         if status == "503":
-            raise Unavailable(f"nobody serves {subject}: is a gateway running, and the name right?")
+            raise Unavailable(
+                f"nobody serves {subject}: start `workspaced gateway` on this NATS, or `workspaced up`; or the name "
+                "is wrong"
+            )
         return message
 
     async def rpc(self, name: str, body: Mapping[str, Any], within: float = WITHIN) -> Any:
@@ -176,7 +179,7 @@ class Connection:
         reply = await self.request(subjects.rpc(name), json.dumps(given).encode(), within=within)
         headers = reply.headers or {}
         if (code := headers.get("Nats-Service-Error-Code")) is not None:
-            raise of_service(code, f"{name}: {headers.get('Nats-Service-Error', '')}")
+            raise of_service(code, name, headers.get("Nats-Service-Error", ""))
         return json.loads(reply.data)
 
     async def put(self, subject: str, body: bytes, message_id: str | None) -> bool:

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 class WorkspacedError(Exception):
     """The base of all exceptions of this package."""
 
+    code: int | None = None
+    """The service error with which a gateway refused an rpc."""
+    detail: str = ""
+    """The gateway's text, without the name of the rpc."""
+
 
 class Unavailable(WorkspacedError):
     """NATS, a gateway or an agent does not answer now. Ask again later with the same `call_id`."""
@@ -40,6 +45,11 @@ class CallConflict(WorkspacedError):
 class TooBusy(WorkspacedError):
     """A limit is reached, and nothing was done. Ask again later with a new `call_id`."""
 
+    def __init__(self, message: str, answer: Answer | None = None) -> None:
+        super().__init__(message)
+        self.answer = answer
+        """The answer to the call, if it came as an answer."""
+
 
 class CannotRun(WorkspacedError):
     """The workspace cannot do it now, or the arguments were wrong. `next_step` names the tool to call first."""
@@ -50,8 +60,8 @@ class CannotRun(WorkspacedError):
         """`create_workspace`, `start_workspace`, `stop_workspace`, or None."""
 
 
-def of_service(code: str, text: str) -> WorkspacedError:
-    """Return the exception for a NATS service error."""
+def of_service(code: str, name: str, text: str) -> WorkspacedError:
+    """Return the exception for the service error of an rpc."""
     kinds: dict[str, type[WorkspacedError]] = {
         "400": Invalid,
         "403": Refused,
@@ -60,4 +70,6 @@ def of_service(code: str, text: str) -> WorkspacedError:
         "413": Invalid,
         "429": TooBusy,
     }
-    return kinds.get(code, Unavailable)(f"{text} (error {code})")
+    error = kinds.get(code, Unavailable)(f"{name}: {text} (error {code})")
+    error.code, error.detail = int(code), text
+    return error

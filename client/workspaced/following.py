@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from workspaced.connection import Connection, Subscription
 from workspaced.errors import Unavailable
 from workspaced.models import Log, State
 
+_STORED_AT: Final = "Nats-Time-Stamp"
 _ATTEMPTS: Final = 10
 """How often a page of the log is asked for, with growing pauses, before only new lines are shown."""
 
@@ -91,8 +92,8 @@ class Follower:
 
     async def _present(self, *, first: bool) -> list[State | Log]:
         event = await self._connection.last(subjects.last_state(self._chat_id))
-        data = {"chat_id": self._chat_id, "version": 0, "state": "none"}
-        state = State.model_validate(data if event is None else event["data"])
+        unknown = {"data": {"chat_id": self._chat_id, "version": 0, "state": "none"}}
+        state = read_state(unknown if event is None else event)
         found: list[State | Log] = []
         if state.version > self._version:
             self._version = state.version
@@ -126,10 +127,13 @@ class Follower:
             self._cursors[build_id] = page["next"]
 
     def _new(self, message: Msg) -> State | Log | None:
-        data = json.loads(message.data)["data"]
         if not message.subject.endswith(".state"):
-            return self._line(data)
-        state = State.model_validate(data)
+            try:
+                line = json.loads(message.data)["data"]
+                return self._line({**line, "build_id": message.subject.rpartition(".")[2]})
+            except (ValueError, TypeError, LookupError):
+                return None  # whoever runs in a workspace may publish anything on its log subject
+        state = read_state(json.loads(message.data), message.headers or {})
         if state.version <= self._version:
             return None
         self._version = state.version
@@ -145,3 +149,9 @@ class Follower:
             return None
         self._seen.add(identity)
         return line
+
+
+def read_state(event: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> State:
+    """Return the state that an event of workspaced carries."""
+    about = {"time": event.get("time"), "stored_at": (headers or {}).get(_STORED_AT)}
+    return State.model_validate({**event["data"], **about, "data": event["data"]})

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_ORGANIZATION = str(uuid5(NAMESPACE_URL, "workspaced:organization:default"))
 """The organization of templates that were pushed without one."""
@@ -73,6 +73,14 @@ class Failure(Value):
     error_code: str | None = None
 
 
+class Cause(Value):
+    """The event that changed a state."""
+
+    source: str
+    id: str
+    type: str
+
+
 class State(Value):
     """The state of a chat."""
 
@@ -88,6 +96,14 @@ class State(Value):
     deadline: datetime | None = None
     stops_at: datetime | None = None
     """When the workspace is stopped if nobody uses it."""
+    cause: Cause | None = None
+    """None: nothing has happened yet."""
+    time: datetime | None = None
+    """When it became true."""
+    stored_at: datetime | None = None
+    """When NATS stored it."""
+    data: dict[str, Any] = Field(default={}, repr=False)
+    """The state as it was published, with keys that this version of the client does not know."""
 
     @property
     def settled(self) -> bool:

@@ -1,8 +1,11 @@
-"""The NATS subjects that the client uses. No other module of it spells a subject."""
+"""The NATS subjects that the client uses, and the ids in them. No other module of it spells a subject."""
 
 from __future__ import annotations
 
+import re
 from typing import Final
+
+from workspaced.errors import Invalid
 
 RESEND: Final = "workspaced.resend.provisioner"
 """On which workers ask all provisioners for their facts again."""
@@ -11,6 +14,21 @@ ALL_AGENT_FACTS: Final = "workspaced.in.agent.*.*"
 ALL_LOGS: Final = "workspaced.log.*.*"
 ALL_RESULTS: Final = "workspaced.result.*.*"
 ALL_DEAD: Final = "workspaced.dead.*"
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+def check_uuid(field: str, value: str) -> None:
+    """Raise Invalid if a value is no UUID in the form that ids have."""
+    if not isinstance(value, str) or not _UUID.fullmatch(value):
+        raise Invalid(f"{field} must be a lower-case UUID, and is {value!r}")
+
+
+def check_token(field: str, value: str) -> None:
+    """Raise Invalid if a value cannot be a part of a subject."""
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise Invalid(f"{field} must be 1 to 128 of A-Z, a-z, 0-9, _ and -, and is {value!r}")
 
 
 def request(chat_id: str, service: str) -> str:

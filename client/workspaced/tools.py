@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 Format = Literal["openai", "anthropic", "mcp"]
@@ -21,8 +22,12 @@ def tools(format: Format = "anthropic", *, execute: bool = True) -> list[dict[st
     >>> [tool["name"] for tool in tools(execute=False)][:2]
     ['create_workspace', 'start_workspace']
     """
-    stored = json.loads((files("workspaced") / "tools.json").read_text())
-    known = [tool for tool in stored if execute or not tool["in_workspace"]]
+    stored = json.loads(Path(__file__).with_name("tools.json").read_text())
+    return in_format([tool for tool in stored if execute or not tool["in_workspace"]], format)
+
+
+def in_format(stored: Sequence[Mapping[str, Any]], format: Format) -> list[dict[str, Any]]:  # noqa: A002
+    """Return tools as a model's API wants them."""
     match format:
         case "openai":
             return [
@@ -34,7 +39,7 @@ def tools(format: Format = "anthropic", *, execute: bool = True) -> list[dict[st
                         "parameters": tool["arguments"],
                     },
                 }
-                for tool in known
+                for tool in stored
             ]
         case "anthropic" | "mcp":
             key = "input_schema" if format == "anthropic" else "inputSchema"
@@ -44,6 +49,6 @@ def tools(format: Format = "anthropic", *, execute: bool = True) -> list[dict[st
                     "description": tool["description"],
                     key: tool["arguments"],
                 }
-                for tool in known
+                for tool in stored
             ]
     raise ValueError(f"format {format!r} is none of openai, anthropic, mcp")

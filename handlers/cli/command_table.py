@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Literal
 
 from handlers.cli import arguments as types
 from handlers.cli.arguments import Command, flag, make_parser, positional, setting, switch
@@ -24,6 +24,8 @@ ROLES: Final = ("frontend", "chat-service", "provisioner", "operator", "worker",
 TOKEN_ROLES: Final = ("chat-service", "chat", "frontend", "operator")
 """The roles that bearer tokens are issued for."""
 
+TOOL_FORMATS: Final = ("openai", "anthropic", "mcp")
+"""The ways in which `tool --schema` prints tools."""
 SIGNALS: Final = ("INT", "TERM", "KILL", "HUP", "QUIT", "USR1", "USR2")
 """The signals that a command in a workspace can get."""
 
@@ -42,6 +44,19 @@ _GROUPS: Final = {
 
 def _chat() -> Any:
     return positional("CHAT", type=types.uuid, help="the chat's UUID")
+
+
+def _parameters() -> Any:
+    return flag(
+        "-p",
+        "--parameter",
+        action="append",
+        type=types.key_and_value,
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the template; VALUE is the text exactly as you type it, but is read as JSON if it begins "
+        'with " or [',
+    )
 
 
 def _json() -> Any:
@@ -263,8 +278,37 @@ class RunAgent(Command):
     )
 
 
-class CallTool(_ConnectingCommand):
-    """Call a tool for a chat and wait for the answer.
+class ToolCommand(_ConnectingCommand):
+    """A command that calls a tool and waits for the answer."""
+
+    finds_owner: ClassVar[bool] = True
+    """Whether the owner that the chat has is used unless the flags name another."""
+    call_id: str | None = flag(
+        "--call-id",
+        type=types.call_id,
+        metavar="ID",
+        help="the id of an earlier call of this chat, to get its answer again (default: a new id)",
+    )
+    json: bool = switch(
+        "--json",
+        "--quiet",
+        help="print only the JSON answer on stdout, and only errors on stderr",
+    )
+    organization: str | None = _organization("the organization that the chat belongs to")
+    owner: str | None = flag(
+        "--owner",
+        type=types.uuid,
+        metavar="UUID",
+        help="the id of the user who owns the chat (default: the chat's owner; of a new chat, one for all users of "
+        "this command line)",
+    )
+    owner_name: str = flag(
+        "--owner-name", default="me", metavar="NAME", help="the name of that user (default: me)"
+    )
+
+
+class CallTool(ToolCommand):
+    """Call a tool for a chat and wait for the answer, or print the tools for a model.
 
     While it waits, it shows the chat's states and the build's log on stderr. Then it prints the answer
     as JSON on stdout, and explains it on stderr. Example: workspaced tool create_workspace --chat new
@@ -273,13 +317,15 @@ class CallTool(_ConnectingCommand):
 
     name = "tool"
     function = "handlers.cli.commands.tool:call_tool"
-    tool: str = positional(
-        "tool",
-        help="create_workspace, start_workspace, stop_workspace, list_templates or read_template",
+    finds_owner: ClassVar[bool] = False
+    tool: str | None = positional(
+        "TOOL",
+        nargs="?",
+        help="create_workspace, start_workspace, stop_workspace, list_templates or read_template, or a tool that "
+        "runs in the workspace, such as execute",
     )
-    chat: str = flag(
+    chat: str | None = flag(
         "--chat",
-        required=True,
         type=types.chat_id,
         metavar="UUID",
         help="the chat's id, or `new` to begin a new chat",
@@ -300,28 +346,67 @@ class CallTool(_ConnectingCommand):
         metavar="JSON",
         help="all arguments of the tool as one JSON object; --arg adds to it",
     )
-    call_id: str | None = flag(
-        "--call-id",
-        type=types.call_id,
-        metavar="ID",
-        help="the id of an earlier call of this chat, to get its answer again (default: a new id)",
+    schema: bool = switch(
+        "--schema",
+        help="call nothing; print the tools (or the one that is named) with descriptions and JSON Schemas for a model",
     )
-    json: bool = switch(
-        "--json",
-        "--quiet",
-        help="print only the JSON answer on stdout, and only errors on stderr",
+    format: Literal["openai", "anthropic", "mcp"] = flag(
+        "--format",
+        choices=TOOL_FORMATS,
+        default="anthropic",
+        metavar="FORMAT",
+        help=f"how --schema prints them: {', '.join(TOOL_FORMATS)} (default: anthropic)",
     )
-    organization: str | None = _organization("the organization that the chat belongs to")
-    owner: str = flag(
-        "--owner",
-        type=types.uuid,
-        default=DEFAULT_OWNER,
+
+
+class CreateWorkspace(ToolCommand):
+    """Create a chat's workspace from a template and wait until it is ready.
+
+    While it waits, it shows the chat's states and the build's log on stderr. Then it prints the answer
+    as JSON on stdout. Exits with status 1 if there is no new workspace, or an existing one, that can be used.
+    Example: workspaced create python -p branch=main
+    """
+
+    name = "create"
+    function = "handlers.cli.commands.tool:create"
+    template: str = positional("TEMPLATE", help="the template's name or id")
+    parameters: list[tuple[str, str]] = _parameters()
+    chat: str = flag(
+        "--chat",
+        type=types.chat_id,
+        default="new",
         metavar="UUID",
-        help="the id of the user who owns the chat",
+        help="the chat's id (default: a new chat)",
     )
-    owner_name: str = flag(
-        "--owner-name", default="me", metavar="NAME", help="the name of that user (default: me)"
+    preset: str | None = flag(
+        "--preset", metavar="NAME|ID", help="the preset whose values apply unless -p gives others"
     )
+    workspace_name: str | None = flag(
+        "--name", metavar="NAME", help="the workspace's name (default: one like the template's)"
+    )
+
+
+class StartWorkspace(ToolCommand):
+    """Start a chat's workspace and wait until it is ready.
+
+    It shows and prints the same as `create`.
+    """
+
+    name = "start"
+    function = "handlers.cli.commands.tool:start"
+    chat: str = _chat()
+    parameters: list[tuple[str, str]] = _parameters()
+
+
+class StopWorkspace(ToolCommand):
+    """Stop a chat's workspace, whose files are kept, and wait until it is stopped.
+
+    It shows and prints the same as `create`.
+    """
+
+    name = "stop"
+    function = "handlers.cli.commands.tool:stop"
+    chat: str = _chat()
 
 
 class PushTemplate(_ConnectingCommand):
@@ -837,7 +922,7 @@ class PrintCompletion(Command):
 
 COMMANDS: Final[tuple[type[Command], ...]] = (
     *(Up, RunWorker, RunGateway, RunProvisioner, RunMcp, RunAgent),
-    CallTool,
+    *(CreateWorkspace, StartWorkspace, StopWorkspace, CallTool),
     *(Execute, ListProcesses, KillProcess, Copy),
     *(PushTemplate, ListTemplates, ListVersions, ActivateVersion),
     *(ListChats, ShowChat, KeepWorkspace),
@@ -859,7 +944,7 @@ def command_parser() -> argparse.ArgumentParser:
         COMMANDS,
         _GROUPS,
         description="Development workspaces for AI chats: a persisted state machine on NATS and "
-        "PostgreSQL. Begin with `workspaced demo`, or `workspaced up` and `workspaced tool`.",
+        "PostgreSQL. Begin with `workspaced demo`, or `workspaced up` and `workspaced create`.",
         epilog="A WORKSPACED_ variable in the environment can replace the flag that names it. If both "
         "are given, the flag takes precedence. `workspaced COMMAND --help` describes a command. "
         "`workspaced completion --help` explains completion in your shell.",

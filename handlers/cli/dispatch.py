@@ -112,6 +112,8 @@ def _check_tls_key_log() -> None:
 
 def exit_status_of(error: Exception) -> int | None:
     """Return the exit status of an error that a user can act on; None for any other exception."""
+    from workspaced import WorkspacedError as ClientError  # noqa: PLC0415
+
     from bus import BusError  # noqa: PLC0415 — fast --help
     from handlers.errors import WorkspacedError  # noqa: PLC0415
     from statemachine.store import StoreUnavailableError  # noqa: PLC0415
@@ -119,7 +121,8 @@ def exit_status_of(error: Exception) -> int | None:
 
     if isinstance(error, WorkspacedError):
         return error.exit_status
-    return 1 if isinstance(error, BusError | StoreUnavailableError | TemplateError) else None
+    own = BusError | StoreUnavailableError | TemplateError | ClientError
+    return 1 if isinstance(error, own) else None
 
 
 def _run_with_settings(command: Command) -> int:

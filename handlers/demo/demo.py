@@ -9,17 +9,17 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from bus import Bus, subjects
+from workspaced import Answer, Owner, State, Workspaced
+
 from handlers.app import Endpoints, locate
-from handlers.cli.client import read_events, rpc
+from handlers.cli.client import connected, read_events
 from handlers.cli.command_table import DEFAULT_OWNER, Demo
 from handlers.cli.commands.template import prepare_pools
 from handlers.cli.commands.tool import request_and_wait
@@ -92,8 +92,8 @@ async def _run(settings: Settings, directory: Path, up: _UpProcess) -> int:
     await up.start()
     say(f"ready after {time.monotonic() - started:.2f} s, data in {directory}")
     endpoints = locate(settings)
-    async with endpoints.bus("chat-service") as bus, endpoints.bus("operator") as operator:
-        return await _Story(endpoints, bus, operator, directory).run()
+    async with connected(endpoints, "chat-service") as ws:
+        return await _Story(endpoints, ws, directory).run()
 
 
 @dataclass(slots=True)
@@ -141,8 +141,7 @@ class _Story:
     """The parts of the demo, in their order."""
 
     endpoints: Endpoints
-    bus: Bus
-    operator: Bus
+    ws: Workspaced
     directory: Path
 
     async def run(self) -> int:
@@ -159,7 +158,7 @@ class _Story:
             recorder.run = "start"
             await self._tool(chat, "start_workspace", {})
             recorder.run = "end"
-            log = [entry async for entry in read_events(self.operator, chat)]
+            log = [entry async for entry in read_events(self.ws, chat)]
             await self._tool(chat, "stop_workspace", {}, quiet=True)  # stop the agent
         agrees = self._replay(log)
         heading("How long each state took to reach the caller")
@@ -200,7 +199,7 @@ class _Story:
         finally:
             await cancel_and_wait(first, started)
         _show_answer("second call", second)
-        found = await rpc(self.operator, "get_chat", chat_id=chat)
+        found = await self.ws.rpc("get_chat", chat_id=chat)
         return str(found["workspace"]["id"])
 
     async def _run_command(self, workspace: str) -> None:
@@ -247,26 +246,22 @@ class _Story:
 
     async def _call(
         self, chat: str, tool: str, args: dict[str, Any], report: Callable[[str], None]
-    ) -> dict[str, Any]:
-        data = {
-            "call_id": uuid4().hex,
-            "tool": tool,
-            "args": args,
-            "organization_id": DEFAULT_ORGANIZATION,
-            "owner_id": DEFAULT_OWNER,
-            "owner_name": "demo",
-        }
-        connect_operator = partial(self.endpoints.bus, "operator")
-        return await request_and_wait(self.bus, chat, data, connect_operator, report)
+    ) -> Answer:
+        calling = self.ws.chat(chat, owner=Owner(id=DEFAULT_OWNER, name="demo"))
+        return await request_and_wait(
+            self.ws, calling, tool, args, uuid4().hex, self.endpoints, report
+        )
 
     @asynccontextmanager
     async def _recorded(self, chat: str, recorder: StateRecorder) -> AsyncIterator[None]:
         """Record the chat's states, as a frontend receives them, while the block runs."""
-        async with self.bus.subscribe(subjects.ui_state(chat)) as messages:
+        async with aclosing(self.ws.chat(chat).watch()) as events:
+            await anext(events)  # the chat is new
 
             async def follow() -> None:
-                async for message in messages:
-                    recorder.record(message)
+                async for event in events:
+                    if isinstance(event, State):
+                        recorder.record(event)
 
             following = asyncio.create_task(follow())
             try:
@@ -275,8 +270,8 @@ class _Story:
                 await cancel_and_wait(following)
 
 
-def _show_answer(caller: str, resolved: dict[str, Any]) -> None:
-    say(f"  {caller} is answered: {as_json(resolved['result'])}")
+def _show_answer(caller: str, answer: Answer) -> None:
+    say(f"  {caller} is answered: {as_json(answer.result)}")
 
 
 def _template_folder(name: str) -> Path:

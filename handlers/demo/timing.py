@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import ceil
 from typing import Any, Final
 
-from bus import Message
+from workspaced import State
 
 POLL_INTERVAL: Final = 2.0
 """Seconds between two requests of a caller that polls."""
@@ -17,12 +16,9 @@ POLL_INTERVAL: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ReceivedState:
-    """A published state as the caller received it."""
+    """A published state, and when the caller received it."""
 
-    version: int
-    state: str
-    cause: Mapping[str, str]
-    published: datetime
+    state: State
     received: datetime
 
 
@@ -34,21 +30,9 @@ class StateRecorder:
     """The current part."""
     states: list[tuple[str, ReceivedState]] = field(default_factory=list)
 
-    def record(self, message: Message) -> None:
-        """Record a message of `workspaced.ui.<chat>.state` that has just arrived."""
-        received = datetime.now(UTC)
-        envelope = json.loads(message.data)
-        data = envelope["data"]
-        published = message.headers.get("Nats-Time-Stamp") or envelope["time"]
-        state = ReceivedState(
-            data["version"],
-            data["state"],
-            data["cause"],
-            datetime.fromisoformat(published),
-            received,
-        )
-        if not any(known.version == state.version for _, known in self.states):
-            self.states.append((self.run, state))
+    def record(self, state: State) -> None:
+        """Record a state that has just arrived."""
+        self.states.append((self.run, ReceivedState(state, datetime.now(UTC))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +74,21 @@ def compare(recorder: StateRecorder, log: Sequence[Mapping[str, Any]]) -> list[S
     first_fact: dict[str, datetime] = {}
     last_state: dict[str, str] = {}
     for run, received in recorder.states:
-        true = facts.get((received.cause["source"], received.cause["id"]))
-        if true is None or last_state.get(run) == received.state:
+        state = received.state
+        if state.cause is None or state.stored_at is None or last_state.get(run) == state.state:
             continue  # a new version of the same state
-        last_state[run] = received.state
+        if (true := facts.get((state.cause.source, state.cause.id))) is None:
+            continue
+        last_state[run] = state.state
         since = (true - first_fact.setdefault(run, true)).total_seconds()
         # The caller polls at once, and then each interval: it learns a fact at the next poll.
         next_poll = ceil(since / POLL_INTERVAL) * POLL_INTERVAL
         rows.append(
             StateRow(
                 run,
-                received.state,
+                state.state,
                 since * 1000,
-                (received.published - true).total_seconds() * 1000,
+                (state.stored_at - true).total_seconds() * 1000,
                 (received.received - true).total_seconds() * 1000,
                 (next_poll - since) * 1000,
             )

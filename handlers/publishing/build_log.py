@@ -125,17 +125,3 @@ def read_envelope(message: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return envelope if isinstance(envelope, dict) else None
-
-
-def read_ui_message(subject: str, message: bytes) -> dict[str, Any] | None:
-    """Return a message of a chat's ui subject: a state, or a valid log line; None if it is neither."""
-    *_, what, last = subject.split(".")
-    envelope = read_envelope(message)
-    if envelope is None:
-        return None
-    if what != "log":
-        return envelope
-    line = read_log_line(message, last)
-    if line is None or not is_complete_line(line):
-        return None
-    return {**envelope, "type": "workspaced.log_appended.v1", "data": line}

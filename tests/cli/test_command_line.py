@@ -26,6 +26,7 @@ from tests.rigs.processes import ROOT, Up, environment, run
 
 CHAT = "8a804acf-6f16-4fe3-8544-2c2e56a0edad"
 SERVERS = ["--data-dir", "--nats-url", "--database-url", "--credentials"]
+CALLS = [*SERVERS, "--call-id", "--json", "--quiet", "--organization", "--owner", "--owner-name"]
 FLAGS: dict[str, list[str]] = {
     "up": [*SERVERS, "--nats-port", "--http-port"],
     "worker": SERVERS,
@@ -33,17 +34,10 @@ FLAGS: dict[str, list[str]] = {
     "provisioner": [*SERVERS, "--name", "--pool"],
     "mcp": [*SERVERS, "--http-port", "--chat", "--organization", "--owner", "--owner-name"],
     "agent": ["config"],
-    "tool": [
-        *SERVERS,
-        "--chat",
-        "--arg",
-        "--args",
-        "--call-id",
-        "--json",
-        "--quiet",
-        "--organization",
-        "--owner",
-    ],
+    "create": [*CALLS, "TEMPLATE", "--parameter", "--chat", "--preset", "--name"],
+    "start": [*CALLS, "CHAT", "--parameter"],
+    "stop": [*CALLS, "CHAT"],
+    "tool": [*CALLS, "TOOL", "--chat", "--arg", "--args", "--schema", "--format"],
     "exec": [*SERVERS, "CHAT", "COMMAND", "-t", "--attach"],
     "ps": [*SERVERS, "CHAT", "--json"],
     "kill": [*SERVERS, "CHAT", "ID", "--signal"],

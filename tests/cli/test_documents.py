@@ -22,7 +22,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_the_caller_in_python_creates_and_stops_a_workspace(running: Up, tmp_path: Path) -> None:
-    _, caller = blocks("chat-services.md", "python")  # the first is run in tests/client
+    _, caller = blocks("chat-services.md", "python")  # tests/client runs the first
     pushed = running.data("template", "push", folder(tmp_path))
     seed = running.directory / "credentials/chat-service.nk"
 

@@ -220,7 +220,7 @@ def test_an_empty_flag_counts_as_absent(given: Sequence[str], same: Sequence[str
 
 def test_an_empty_required_flag_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        command_parser().parse_args(["tool", "list_templates", "--chat", ""])
+        command_parser().parse_args(["token", "issue", "--role", ""])
 
     assert "required: --chat" in capsys.readouterr().err
 

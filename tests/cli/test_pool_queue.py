@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, cast
 
 import pytest
+from workspaced.following import read_state
 
 from bus import Bus, Message
 from bus.jetstream import connect
@@ -20,11 +22,13 @@ from handlers.runtime.supervise import cancel_and_wait
 from tests.rigs.messages import new_id
 
 POOL = "some"
+NO_CLIENT: Any = None
 
 
 def chat(minute: int, pool: str = POOL, **build: Any) -> dict[str, Any]:
     at = f"2026-03-02T11:{minute}:44.866000Z"
-    shown = {"pool": pool, "started_at": at, "begun_at": None, **build}
+    known = {"id": new_id(), "number": 1, "transition": "start", "pool": pool, "started_at": at}
+    shown = {**known, "begun_at": None, **build}
     return {"state": "building", "build": shown}
 
 
@@ -34,7 +38,8 @@ async def role(servers: Servers, name: str, prefix: str) -> Bus:
 
 
 async def notice(bus: Bus, shown: dict[str, Any]) -> str | None:
-    return (await PoolQueues(bus).add_notice(shown)).get("notice")
+    queues = PoolQueues(NO_CLIENT, partial(nullcontext, bus))
+    return (await queues.add_notice(shown)).get("notice")
 
 
 async def test_a_queued_build_says_whether_anybody_serves_its_pool(
@@ -76,41 +81,32 @@ async def test_a_queued_build_says_whether_anybody_serves_its_pool(
 
 async def test_a_call_says_at_once_that_no_worker_runs(own_nats: Servers) -> None:
     heard = asyncio.Queue[str]()
-
-    @asynccontextmanager
-    async def connect_operator() -> AsyncIterator[Bus]:
-        yield operator
-
     operator = await role(own_nats, "operator", "_INBOX")
-    service = await role(own_nats, "chat-service", "_INBOX_chat-service")
-    async with notice_delays(service, new_id(), connect_operator, heard.put_nowait):
+    connect_operator = partial(nullcontext, operator)
+    async with notice_delays(NO_CLIENT, new_id(), connect_operator, heard.put_nowait):
         assert "no worker runs" in await heard.get()
-    await service.close()
     await operator.close()
 
 
 async def test_a_call_says_at_once_that_nobody_serves_the_pool_of_its_queued_build(
     own_nats: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def get_chat(*_: object, **__: object) -> dict[str, Any]:
-        return chat(12)
+    class Client:
+        async def rpc(self, *_: object, **__: object) -> dict[str, Any]:
+            return chat(12)
 
-    monkeypatch.setattr(pool_queue, "rpc", get_chat)
     monkeypatch.setattr(pool_queue, "STALL", 3600.0)
     heard = asyncio.Queue[str]()
-
-    @asynccontextmanager
-    async def connect_operator() -> AsyncIterator[Bus]:
-        yield operator
 
     async def pools(_: Message) -> bytes:
         return b"{}"
 
     operator = await role(own_nats, "operator", "_INBOX")
     await operator.respond("workspaced.worker.pools", "workers", pools)
-    async with notice_delays(operator, new_id(), connect_operator, heard.put_nowait) as saw:
+    ws, connect_operator = cast("Any", Client()), partial(nullcontext, operator)
+    async with notice_delays(ws, new_id(), connect_operator, heard.put_nowait) as saw:
         for _ in range(3):
-            saw({"data": chat(12)})
+            saw(read_state({"data": {"chat_id": new_id(), "version": 1, **chat(12)}}))
         assert await heard.get() == f"  queued, pool {POOL}: nobody serves it"
     assert heard.empty(), "each reason is reported once"
     await operator.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from workspaced import Answer, Log, State
+from workspaced.following import read_state
 
 from handlers.cli.commands.texts import ChangeDescriber, describe, describe_result
 from statemachine import answers
@@ -22,8 +24,13 @@ ERROR = "The start step exited with status 1. Its last lines:\nfetching\nerror: 
 
 
 def explain(tool: str, answer: Answered, place: str = "") -> str:
-    resolved = {"call_id": "c", "tool": tool, "is_error": answer.is_error, "result": answer.result}
-    return "\n".join(describe_result(tool, resolved, CHAT, place))
+    given = Answer(call_id="c", tool=tool, is_error=answer.is_error, result=dict(answer.result))
+    return "\n".join(describe_result(given, CHAT, place))
+
+
+def state(workspace: Chat, at: int = 5, **keys: Any) -> State:
+    time = f"2030-01-02T03:04:{at:02}.678Z"
+    return read_state({"time": time, "data": {**state_changed(workspace), **keys}})
 
 
 def failure(workspace: Chat) -> Answered:
@@ -225,14 +232,7 @@ def test_escape_sequences_of_a_build_do_not_reach_the_terminal() -> None:
 
 
 def test_a_failure_of_several_lines_is_indented() -> None:
-    data = state_changed(chat(requested(), failed(error=ERROR)))
-    envelope = {
-        "type": "workspaced.state_changed.v1",
-        "time": "2030-01-02T03:04:05.678Z",
-        "data": data,
-    }
-
-    first, *more = describe(envelope)
+    first, *more = describe(state(chat(requested(), failed(error=ERROR))))
 
     assert first[12:] == (
         "  failed  build_failed: The start step exited with status 1. Its last lines:"
@@ -241,51 +241,45 @@ def test_a_failure_of_several_lines_is_indented() -> None:
 
 
 def test_each_line_of_log_has_a_mark() -> None:
-    envelope = {"type": "workspaced.log_appended.v1", "data": {"output": "a\nb\n"}}
-
-    assert describe(envelope) == ["  | a", "  | b"]
+    assert describe(Log(build_id=uid("b"), output="a\nb\n")) == ["  | a", "  | b"]
 
 
 def test_a_state_line_names_the_agent() -> None:
-    envelope = {
-        "type": "workspaced.state_changed.v1",
-        "time": "2030-01-02T03:04:05.678Z",
-        "data": state_changed(chat(requested(), succeeded())),
-    }
-
-    (line,) = describe(envelope)
+    (line,) = describe(state(chat(requested(), succeeded())))
 
     assert line.endswith("agent_connecting  (agent main: connecting)")
 
 
 def test_a_change_of_fields_that_are_not_shown_gives_no_line() -> None:
-    def envelope(at: int, **keys: Any) -> dict[str, Any]:
-        data = {**state_changed(chat(requested(), succeeded())), **keys}
-        time = f"2030-01-02T03:04:{at:02}.678Z"
-        return {"type": "workspaced.state_changed.v1", "time": time, "data": data}
-
-    log = {"type": "workspaced.log_appended.v1", "data": {"output": "a\n"}}
+    built = chat(requested(), succeeded())
+    log = Log(build_id=uid("b"), output="a\n")
     describing = ChangeDescriber()
 
-    assert len(describing.lines(envelope(1))) == 1
-    assert describing.lines(envelope(2, version=99)) == []
+    assert len(describing.lines(state(built, 1))) == 1
+    assert describing.lines(state(built, 2, version=99)) == []
     assert describing.lines(log) == describing.lines(log) == ["  | a"]
-    assert len(describing.lines(envelope(3, state="ready"))) == 1
-    assert len(describing.lines(envelope(4))) == 1
+    assert len(describing.lines(state(built, 3, state="ready"))) == 1
+    assert len(describing.lines(state(built, 4))) == 1
+
+
+def test_a_chat_of_which_nothing_is_known_gives_no_line() -> None:
+    unknown = {"chat_id": CHAT, "version": 0, "state": "none"}
+
+    assert ChangeDescriber().lines(read_state({"data": unknown})) == []
 
 
 def test_what_had_no_effect_is_explained() -> None:
     result = {"started": True, "workspace_name": "w", "no_build": True, "parameters_ignored": ["a"]}
-    resolved = {
-        "call_id": "c",
-        "tool": "start_workspace",
-        "is_error": False,
-        "conflict": True,
-        "ignored": ["colour", "si\x1bze"],
-        "result": {**result, "parameters_reset": ["b"]},
-    }
+    answer = Answer(
+        call_id="c",
+        tool="start_workspace",
+        is_error=False,
+        conflict=True,
+        ignored=("colour", "si\x1bze"),
+        result={**result, "parameters_reset": ["b"]},
+    )
 
-    first, *remarks = describe_result("start_workspace", resolved, CHAT)
+    first, *remarks = describe_result(answer, CHAT)
 
     assert first == "w runs already"
     assert [remark.rpartition(": ")[2] for remark in remarks[1:]] == ["colour, size", "a", "b"]

@@ -9,6 +9,7 @@ import pytest
 from tests.rigs.processes import Up
 
 CHAT = "8a804acf-6f16-4fe3-8544-2c2e56a0edad"
+OTHER_CHAT = "9a804acf-6f16-4fe3-8544-2c2e56a0edad"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def frontends(running: Up, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("chat", "list"), "operator"),
         (("events", CHAT), "operator"),
         (("credentials", "list"), "operator"),
-        (("workspace", "delete", CHAT), "chat-service"),
+        (("workspace", "delete", OTHER_CHAT), "chat-service"),
         (("tool", "list_templates", "--chat", CHAT, "--json"), "chat-service"),
     ],
 )

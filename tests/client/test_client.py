@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import doctest
+import importlib
+import json
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import workspaced
+from workspaced.connection import WITHIN
 
 from tests.cli.template_folders import folder
 from tests.rigs.messages import new_id
-from tests.rigs.processes import ROOT, Up, environment, up
+from tests.rigs.processes import (
+    ROOT,
+    Up,
+    environment,
+    kill_processes,
+    processes_using,
+    start_up,
+    up,
+)
 from tests.rigs.proxy import proxy
 
 TEMPLATE = """
@@ -219,7 +233,7 @@ async def test_what_is_not_permitted_or_not_there_raises_at_once(
     ) as operator:
         with pytest.raises(workspaced.Unavailable, match="nobody serves"):
             await operator.rpc("get_chatt", chat_id=new_id())
-    assert asyncio.get_running_loop().time() - started < workspaced.connection.WITHIN
+    assert asyncio.get_running_loop().time() - started < WITHIN
 
 
 async def test_a_wrong_key_and_a_missing_server_are_told_apart(running: Up, tmp_path: Path) -> None:
@@ -239,20 +253,91 @@ def test_each_format_of_the_tools_has_what_its_api_wants() -> None:
     assert "execute" not in [tool["name"] for tool in workspaced.tools(execute=False)]
 
 
-def test_the_wheel_alone_runs_the_readme_and_imports_no_server_package(
-    running: Up, tmp_path: Path
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda ws: ws.chat("C"), "chat_id must be a lower-case UUID, and is 'C'"),
+        (lambda ws: ws.chat(new_id().upper(), owner=OWNER), "chat_id must be a lower-case UUID"),
+        (lambda ws: ws.call(new_id(), "a b"), "call_id must be 1 to 128 of A-Z"),
+        (
+            lambda ws: ws.chat(new_id(), owner=workspaced.Owner(id="ada", name="ada")),
+            "owner.id must be a lower-case UUID",
+        ),
+    ],
+)
+async def test_a_wrong_id_is_refused_in_words_before_anything_is_sent(
+    ws: workspaced.Workspaced, use: Callable[[workspaced.Workspaced], object], words: str
 ) -> None:
-    environment_of_its_own = tmp_path / "venv"
-    python = environment_of_its_own / "bin/python"
-    subprocess.run([sys.executable, "-m", "venv", environment_of_its_own], check=True)
-    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
-    subprocess.run([*install, ROOT / "client"], check=True, env=environment())
-    found = re.search(r"```python\n(.*?)```", (ROOT / "client/README.md").read_text(), re.DOTALL)
-    assert found is not None
+    with pytest.raises(workspaced.Invalid, match=re.escape(words)):
+        use(ws)
 
+
+async def test_a_tool_that_needs_the_owner_says_so(ws: workspaced.Workspaced) -> None:
+    with pytest.raises(workspaced.Invalid, match="owner"):
+        await ws.chat(new_id()).call("list_templates")
+    with pytest.raises(workspaced.Invalid, match="call_id"):
+        await ws.chat(new_id(), owner=OWNER).call("list_templates", call_id="a.b")
+
+
+async def test_log_lines_that_cannot_be_read_are_ignored(
+    running: Up, ws: workspaced.Workspaced
+) -> None:
+    """Whoever runs in a workspace may publish anything on the log subject of its build."""
+    chat = ws.chat(new_id(), owner=OWNER)
+    call = await chat.call("create_workspace", {"template": "python"}, call_id="log")
+    answer = await call
+    watching = chat.watch(old_log=False)
+    await anext(watching)
+    subject = f"workspaced.log.{chat.id}.{answer.result['build_id']}"
+    async with workspaced.connect(
+        running.nats, key=key(running, "operator"), service="op"
+    ) as operator:
+        line = {"origin": "agent", "sequence": 10**6, "output": "of another build", "build_id": "x"}
+        for body in (b"", b"[]", b"{}", b'{"data": 1}', b'{"data": {"sequence": []}}'):
+            await operator._connection.request(subject, body)
+        await operator._connection.request(subject, json.dumps({"data": line}).encode())
+    async for event in watching:
+        if isinstance(event, workspaced.Log) and event.sequence == 10**6:
+            assert event.build_id == answer.result["build_id"]
+            break
+    await watching.aclose()
+
+
+def test_the_examples_in_docstrings_run() -> None:
+    folder_of_client = ROOT / "client/workspaced"
+    tried = 0
+    for file in sorted(folder_of_client.glob("*.py")):
+        module = importlib.import_module(f"workspaced.{file.stem}".removesuffix(".__init__"))
+        failed, run = doctest.testmod(module, raise_on_error=True)
+        assert not failed
+        tried += run
+    assert tried > 0
+    assert (folder_of_client / "py.typed").exists()
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that contains nothing but the client's wheel."""
+    place = tmp_path_factory.mktemp("bare") / "venv"
+    python = place / "bin/python"
+    subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
+    subprocess.run([*install, ROOT / "client"], check=True, env=environment({"PYTHONPATH": ""}))
+    return python
+
+
+def program(page: str) -> str:
+    found = re.search(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_wheel_alone_runs_the_readme_and_imports_no_server_package(
+    running: Up, bare_python: Path, tmp_path: Path
+) -> None:
     done = subprocess.run(
-        [python, "-c", found[1], running.nats, key(running), "python"],
-        env=environment(),
+        [bare_python, "-c", program("client/README.md"), running.nats, key(running), "python"],
+        env=environment({"PYTHONPATH": ""}),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -261,16 +346,147 @@ def test_the_wheel_alone_runs_the_readme_and_imports_no_server_package(
 
     assert (done.returncode, done.stderr) == (0, "")
     assert '"created": true' in done.stdout
-    program = (
-        "import sys, time; started = time.process_time(); import workspaced; "
+    code = (
+        "import sys, time; started = time.process_time(); import workspaced; workspaced.connect, workspaced.State; "
         "print(time.process_time() - started, {'bus', 'handlers', 'statemachine'} & sys.modules.keys())"
     )
     runs = [
         subprocess.run(
-            [python, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+            [bare_python, "-c", code],
+            env=environment({"PYTHONPATH": ""}),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         for _ in range(3)
     ]
     taken = [run.stdout.split(maxsplit=1) for run in runs]
     assert {modules.strip() for _, modules in taken} == {"set()"}
     assert min(float(seconds) for seconds, _ in taken) < 0.3
+
+
+class TestTheLoopOfTheGuide:
+    """With the wheel alone: create with live log, a validation error, a command, a restart, and cancel."""
+
+    @pytest.fixture
+    def start(
+        self, running: Up, bare_python: Path, tmp_path: Path
+    ) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+        loop = program("docs/chat-services.md")
+        assert len([line for line in loop.splitlines() if line.strip()]) <= 15
+        started: list[subprocess.Popen[str]] = []
+
+        def start(chat: str) -> subprocess.Popen[str]:
+            words = [bare_python, "-u", "-c", loop, running.nats, key(running), chat, OWNER.id]
+            process = subprocess.Popen(
+                [*map(str, words)],
+                env=environment({"PYTHONPATH": ""}),
+                cwd=tmp_path,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.append(process)
+            return process
+
+        yield start
+        for process in started:
+            process.kill()
+            process.communicate()
+
+    def ask(self, process: subprocess.Popen[str], call: str, tool: str, **args: object) -> None:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"id": call, "name": tool, "input": args}) + "\n")
+        process.stdin.flush()
+
+    def until(self, process: subprocess.Popen[str], words: str) -> list[str]:
+        assert process.stdout is not None
+        lines: list[str] = []
+        for line in process.stdout:
+            lines.append(line.strip())
+            if words in line:
+                return lines
+        raise AssertionError(f"no {words!r} in {lines}: {process.stderr and process.stderr.read()}")
+
+    def test_a_wrong_value_then_a_workspace_and_a_command(
+        self, start: Callable[[str], subprocess.Popen[str]]
+    ) -> None:
+        bot = start(new_id())
+        wrong = {"template": "python", "parameters": {"size": 12}}
+        self.ask(bot, "1", "create_workspace", **wrong)
+        assert json.loads(self.until(bot, "{")[-1])["validations"][0]["field"] == "size"
+        self.ask(bot, "2", "create_workspace", template="python")
+        created = self.until(bot, "{")
+        assert json.loads(created[-1])["created"] is True
+        assert created.index("building") < created.index("first line")
+        self.ask(bot, "3", "execute", command="echo of a model")
+        assert json.loads(self.until(bot, "{")[-1])["output"] == "of a model\n"
+
+    def test_a_restart_with_the_same_call_id_and_a_cancel(
+        self, start: Callable[[str], subprocess.Popen[str]]
+    ) -> None:
+        chat, slow = new_id(), {"template": "python", "parameters": {"size": 9}}
+        killed = start(chat)
+        self.ask(killed, "slow", "create_workspace", **slow)
+        self.until(killed, "first line")
+        killed.kill()
+
+        bot = start(chat)
+        self.ask(bot, "slow", "create_workspace", **slow)
+        assert self.until(bot, "first line").count("first line") == 1
+        bot.send_signal(signal.SIGINT)
+        answered = self.until(bot, "{")
+        assert "canceled" in json.loads(answered[-1])["error"]
+        out, err = bot.communicate(timeout=TIMEOUT)
+        assert (bot.returncode, out, err) == (0, "", "")
+
+
+SLOW = """
+name = "slow"
+pool = "local"
+
+[build]
+start = "echo first line"
+
+[[agent]]
+name = "main"
+startup_script = "echo from the agent; until [ -e go ]; do sleep 0.1; done; echo agent done"
+"""
+
+
+async def test_a_call_goes_on_over_a_restart_of_everything(tmp_path: Path) -> None:
+    """NATS, gateway and worker are away for a while; the log comes from its first line, and nothing twice."""
+    directory = tmp_path / "data"
+    first = await asyncio.to_thread(start_up, directory)
+    try:
+        first.data("template", "push", folder(tmp_path, SLOW))
+        async with (
+            asyncio.timeout(2 * TIMEOUT),
+            workspaced.connect(first.nats, key=key(first), service="mybot") as ws,
+        ):
+            chat = ws.chat(new_id(), owner=OWNER)
+            call = await chat.call("create_workspace", {"template": "slow"}, call_id="over")
+            following = asyncio.create_task(followed(call))
+            async with aclosing(chat.watch()) as events:
+                async for event in events:
+                    if isinstance(event, workspaced.Log) and "from the agent" in event.output:
+                        break
+            await asyncio.to_thread(first.process.stop)
+            with pytest.raises(workspaced.Unavailable):
+                await ws.rpc("get_chat", chat_id=chat.id)
+            second = await asyncio.to_thread(start_up, directory)
+            (workspace,) = (directory / "provisioner/local/workspaces").iterdir()
+            (workspace / "go").touch()
+            answer = await call
+            states, log = await following
+            await asyncio.to_thread(second.process.stop)
+    finally:
+        kill_processes(processes_using(directory))
+
+    assert answer.ok, answer
+    versions = [state.version for state in states]
+    assert versions == sorted(set(versions))
+    assert states[-1].state == "ready"
+    assert log.count("first line") == log.count("from the agent") == 1

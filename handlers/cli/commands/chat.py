@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 from handlers.app import locate, store_from_settings
-from handlers.cli.client import get_known_chat, read_events, rpc, rpc_pages, unknown_chat
+from handlers.cli.client import connected, get_known_chat, read_events, rpc_pages, unknown_chat
 from handlers.cli.command_table import CancelBuild, ExportEvents, KeepWorkspace, ListChats, ShowChat
 from handlers.cli.commands.texts import workspace_name
 from handlers.cli.output import (
@@ -28,12 +29,13 @@ _TITLES: Final = ("CHAT", "STATE", "WORKSPACE", "BUILD", "AGENT", "NOTE")
 
 async def list_chats(command: ListChats, settings: Settings) -> None:
     """Print the chats that match the flags."""
-    async with locate(settings).bus("operator") as bus:
-        queues = PoolQueues(bus)
+    endpoints = locate(settings)
+    async with connected(endpoints, "operator") as ws:
+        queues = PoolQueues(ws, partial(endpoints.bus, "operator"))
         chats = (
             await queues.add_notice(chat)
             async for chat in rpc_pages(
-                bus,
+                ws,
                 "list_chats",
                 "chats",
                 "cursor",
@@ -47,8 +49,10 @@ async def list_chats(command: ListChats, settings: Settings) -> None:
 
 async def show_chat(command: ShowChat, settings: Settings) -> None:
     """Print everything that `get_chat` returns. Raises NotFoundError."""
-    async with locate(settings).bus("operator") as bus:
-        chat = await PoolQueues(bus).add_notice(await get_known_chat(bus, command.chat))
+    endpoints = locate(settings)
+    async with connected(endpoints, "operator") as ws:
+        queues = PoolQueues(ws, partial(endpoints.bus, "operator"))
+        chat = await queues.add_notice(await get_known_chat(ws, command.chat))
     if for_people(as_json=command.json):
         write_fields(chat_fields(chat))
     else:
@@ -57,8 +61,8 @@ async def show_chat(command: ShowChat, settings: Settings) -> None:
 
 async def keep(command: KeepWorkspace, settings: Settings) -> int:
     """Keep the chat's workspace running; return 0 if that has an effect."""
-    async with locate(settings).bus("chat-service") as bus:
-        kept = await rpc(bus, "keep", chat_id=command.chat, seconds=command.lifetime)
+    async with connected(locate(settings), "chat-service") as ws:
+        kept = await ws.rpc("keep", chat_id=command.chat, seconds=command.lifetime)
     stops_at = kept["stops_at"]
     if not for_people(as_json=command.json):
         write_json(kept)
@@ -77,10 +81,10 @@ async def keep(command: KeepWorkspace, settings: Settings) -> int:
 
 async def cancel_build(command: CancelBuild, settings: Settings) -> None:
     """Cancel the chat's build, and print the reply of `cancel_build`."""
-    given = {"build_id": command.build, "reason": command.reason}
-    body = {key: value for key, value in given.items() if value is not None}
-    async with locate(settings).bus("operator") as bus:
-        reply = await rpc(bus, "cancel_build", chat_id=command.chat, **body)
+    async with connected(locate(settings), "operator") as ws:
+        reply = await ws.rpc(
+            "cancel_build", chat_id=command.chat, build_id=command.build, reason=command.reason
+        )
     if not reply["canceled"]:
         which = "that build of it is not" if command.build else "no build of it is"
         note(f"nothing was canceled in chat {command.chat}: {which} in flight")
@@ -93,8 +97,8 @@ async def export_events(command: ExportEvents, settings: Settings) -> None:
         await _export_all(settings)
         return
     found = False
-    async with locate(settings).bus("operator") as bus:
-        async for entry in read_events(bus, command.chat):
+    async with connected(locate(settings), "operator") as ws:
+        async for entry in read_events(ws, command.chat):
             write_json(entry)
             found = True
     if not found:

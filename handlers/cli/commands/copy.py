@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import Progress
+from workspaced import Workspaced
 
-from bus import Bus
 from handlers.app import locate
+from handlers.cli.client import connected
 from handlers.cli.command_table import Copy
 from handlers.cli.output import note
 from handlers.cli.workspace_calls import CallRefused, ask_workspace
@@ -41,11 +42,11 @@ async def copy(command: Copy, settings: Settings) -> int:
         )
     console = Console(stderr=True)
     with Progress(console=console, disable=not sys.stderr.isatty()) as progress:
-        async with locate(settings).bus("chat-service") as bus:
+        async with connected(locate(settings), "chat-service") as ws:
             if source is not None:
-                await _Copying(bus, source[0], progress).fetch(source[1], Path(command.target))
+                await _Copying(ws, source[0], progress).fetch(source[1], Path(command.target))
             elif target is not None:
-                await _Copying(bus, target[0], progress).send(Path(command.source), target[1])
+                await _Copying(ws, target[0], progress).send(Path(command.source), target[1])
     return 0
 
 
@@ -58,8 +59,8 @@ def _split(text: str) -> tuple[str, str] | None:
 class _Copying:
     """Copies from and to the workspace of one chat."""
 
-    def __init__(self, bus: Bus, chat: str, progress: Progress) -> None:
-        self.bus, self.chat, self.progress = bus, chat, progress
+    def __init__(self, ws: Workspaced, chat: str, progress: Progress) -> None:
+        self.ws, self.chat, self.progress = ws, chat, progress
 
     async def fetch(self, path: str, local: Path) -> None:
         """Copy from the workspace."""
@@ -85,7 +86,7 @@ class _Copying:
         while "next" in page:
             after = {} if page["next"] is None else {"after": page["next"]}
             page = await ask_workspace(
-                self.bus, "list_files", self.chat, path=path, depth=_DEPTH, hidden=True, **after
+                self.ws, "list_files", self.chat, path=path, depth=_DEPTH, hidden=True, **after
             )
             for entry in page["entries"]:
                 yield entry
@@ -98,7 +99,7 @@ class _Copying:
             with part.open("wb") as file:
                 while "next" in page:
                     page = await ask_workspace(
-                        self.bus, "read_file", self.chat, path=path, offset=page["next"]
+                        self.ws, "read_file", self.chat, path=path, offset=page["next"]
                     )
                     text = page["content"]
                     data = base64.b64decode(text) if page["encoding"] == "base64" else text.encode()
@@ -131,7 +132,7 @@ class _Copying:
         with local.open("rb") as file:
             while (piece := file.read(_PIECE)) or not append:
                 await ask_workspace(
-                    self.bus,
+                    self.ws,
                     "write_file",
                     self.chat,
                     path=place,
@@ -146,7 +147,7 @@ class _Copying:
         if large:
             command = f"mv -f -- {shlex.quote(place)} {shlex.quote(path)}"
             moved = await ask_workspace(
-                self.bus, "execute", self.chat, command=command, wait_seconds=60
+                self.ws, "execute", self.chat, command=command, wait_seconds=60
             )
             if moved.get("exit_code") != 0:
                 raise CallRefused(f"{path}: {moved['output'].strip() or 'could not be written'}")

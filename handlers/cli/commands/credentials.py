@@ -10,10 +10,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, Final
 
-from bus import ServiceError
+from workspaced import WorkspacedError
+
 from handlers.access.issued_keys import max_lifetime
 from handlers.app import locate
-from handlers.cli.client import rpc, rpc_pages
+from handlers.cli.client import connected, rpc_pages
 from handlers.cli.command_table import IssueCredential, ListCredentials, RevokeCredential
 from handlers.cli.output import local_time, note, write_entries, write_json
 from handlers.settings import Settings
@@ -42,9 +43,8 @@ async def issue(command: IssueCredential, settings: Settings) -> int:
     file = command.out
     try:
         with _create_private(file) if file is not None else nullcontext() as seed_file:
-            async with locate(settings).bus("operator") as bus:
-                issued = await rpc(
-                    bus,
+            async with connected(locate(settings), "operator") as ws:
+                issued = await ws.rpc(
                     "issue_credential",
                     role=command.role,
                     chat_ids=command.chat or None,
@@ -59,8 +59,10 @@ async def issue(command: IssueCredential, settings: Settings) -> int:
     except OSError as error:
         note(f"workspaced: the seed can't be written to {file}: {_why(error)}")
         return 1
-    except ServiceError as error:
-        faults = re.split(r"; (?=body\.)", error.description)
+    except WorkspacedError as error:
+        if error.code is None:  # not the gateway's
+            raise
+        faults = re.split(r"; (?=body\.)", error.detail)
         note("workspaced: " + "; ".join(_explain_fault(fault, command) for fault in faults))
         wrong_flags = error.code == HTTPStatus.BAD_REQUEST and not any(
             map(_BOUND_NAME.match, faults)
@@ -89,10 +91,8 @@ def _create_private(file: Path) -> Iterator[IO[str]]:
 
 async def list_credentials(command: ListCredentials, settings: Settings) -> None:
     """Print the issued keys."""
-    async with locate(settings).bus("operator") as bus:
-        keys = rpc_pages(
-            bus, "list_credentials", "credentials", "cursor", spent=command.all or None
-        )
+    async with connected(locate(settings), "operator") as ws:
+        keys = rpc_pages(ws, "list_credentials", "credentials", "cursor", spent=command.all or None)
         none = "no issued key is valid now"
         await write_entries(keys, TITLES, _row, none=none, as_json=command.json)
 
@@ -101,11 +101,13 @@ async def revoke(command: RevokeCredential, settings: Settings) -> int:
     """Revoke a key; return 1 if it was never issued. Raises BusError."""
     key = command.key
     try:
-        async with locate(settings).bus("operator") as bus:
-            write_json(await rpc(bus, "revoke_credential", public_key=key))
-    except ServiceError as error:
+        async with connected(locate(settings), "operator") as ws:
+            write_json(await ws.rpc("revoke_credential", public_key=key))
+    except WorkspacedError as error:
+        if error.code is None:  # not the gateway's
+            raise
         unknown = f"no key {key} was issued: `workspaced credentials list` shows those that were"
-        note(f"workspaced: {unknown if error.code in (400, 404) else error.description}")
+        note(f"workspaced: {unknown if error.code in (400, 404) else error.detail}")
         return 1
     return 0
 

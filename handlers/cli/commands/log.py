@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bus import Bus
+from workspaced import Log, State, Workspaced
+
 from handlers.app import locate
-from handlers.cli.client import get_known_chat, read_events, rpc, rpc_pages, watch_chat
+from handlers.cli.client import connected, get_known_chat, read_events, rpc_pages
 from handlers.cli.command_table import ShowLog
 from handlers.cli.commands.texts import SETTLED, ChangeDescriber
 from handlers.cli.output import for_people, no_note, note, plain, write_json
@@ -25,18 +26,18 @@ LAST_LINES: Final = 0.5
 async def show_log(command: ShowLog, settings: Settings) -> int:
     """Print a build's log; return 1 if the chat has had no build. Raises NotFoundError."""
     printer = LogPrinter(command.json, for_people(as_json=command.json))
-    async with locate(settings).bus("operator") as bus:
-        await get_known_chat(bus, command.chat)
-        build_id = command.build or await newest_build(bus, command.chat)
+    async with connected(locate(settings), "operator") as ws:
+        await get_known_chat(ws, command.chat)
+        build_id = command.build or await newest_build(ws, command.chat)
         if build_id is None:
             note(f"workspaced: chat {command.chat} has had no build")
             return 1
         try:
             if command.follow:
                 report = no_note if command.json else note
-                await LogFollower(bus, command.chat, command.build, printer, report).follow()
+                await LogFollower(ws, command.chat, command.build, printer, report).follow()
             else:
-                await _print_stored(bus, command.chat, build_id, printer)
+                await _print_stored(ws, command.chat, build_id, printer)
         finally:
             printer.close()
     if printer.empty and not command.json:
@@ -90,7 +91,7 @@ class LogPrinter:
 class LogFollower:
     """Prints the stored and the new log lines of a chat's builds."""
 
-    bus: Bus
+    ws: Workspaced
     chat_id: str
     only: str | None
     """The one build to print, or None for all from the newest."""
@@ -100,50 +101,46 @@ class LogFollower:
 
     async def follow(self) -> None:
         """Return when the chat is settled and all of its log is printed."""
-        async with watch_chat(self.bus, self.chat_id) as changes:
-            async for change in changes:
-                if change is not None:
-                    self._print(change)
-                    if change["data"].get("state") not in SETTLED:
-                        continue
-                if await self._print_stored_if_settled():
+        async with aclosing(self.ws.chat(self.chat_id).watch(old_log=False)) as events:
+            async for event in events:
+                self._print(event)
+                if isinstance(event, State) and event.settled and await self._is_all_printed():
                     break
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_LINES):
-                    async for change in changes:
-                        if change is not None:
-                            self._print(change)
+                    async for event in events:
+                        self._print(event)
 
-    def _print(self, change: dict[str, Any]) -> None:
-        if "output" not in change["data"]:
-            for line in self._describer.lines(change):
+    def _print(self, event: State | Log) -> None:
+        if isinstance(event, State):
+            for line in self._describer.lines(event):
                 self.report(line)
-        elif self.only in (None, change["data"]["build_id"]):
-            self.printer.write(change["data"])
+        elif self.only in (None, event.build_id) and is_complete_line(event.model_dump()):
+            self.printer.write(event.model_dump())
 
-    async def _print_stored_if_settled(self) -> bool:
+    async def _is_all_printed(self) -> bool:
         """Print what is stored; return whether the chat was settled before that."""
-        chat = await rpc(self.bus, "get_chat", chat_id=self.chat_id)
-        build_id = self.only or await newest_build(self.bus, self.chat_id)
+        chat = await self.ws.rpc("get_chat", chat_id=self.chat_id)
+        build_id = self.only or await newest_build(self.ws, self.chat_id)
         if build_id is not None:
-            await _print_stored(self.bus, self.chat_id, build_id, self.printer)
+            await _print_stored(self.ws, self.chat_id, build_id, self.printer)
         return chat["state"] in SETTLED
 
 
-async def newest_build(bus: Bus, chat_id: str) -> str | None:
+async def newest_build(ws: Workspaced, chat_id: str) -> str | None:
     """Return the id of the chat's newest build, even if its workspace is deleted."""
-    chat = await rpc(bus, "get_chat", chat_id=chat_id)
+    chat = await ws.rpc("get_chat", chat_id=chat_id)
     if chat["build"] is not None:
         return str(chat["build"]["id"])
     found: str | None = None
-    async for entry in read_events(bus, chat_id):
+    async for entry in read_events(ws, chat_id):
         if entry["outcome"] == "moved":
             found = entry["event"]["data"].get("build_id") or found
     return found
 
 
-async def _print_stored(bus: Bus, chat_id: str, build_id: str, printer: LogPrinter) -> None:
-    pieces = rpc_pages(bus, "read_log", "lines", "after", chat_id=chat_id, build_id=build_id)
+async def _print_stored(ws: Workspaced, chat_id: str, build_id: str, printer: LogPrinter) -> None:
+    pieces = rpc_pages(ws, "read_log", "lines", "after", chat_id=chat_id, build_id=build_id)
     async for piece in pieces:
         if is_complete_line(piece):
             printer.write(piece)

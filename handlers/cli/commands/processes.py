@@ -15,8 +15,12 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from bus import Backoff, Bus, ServiceError
+from workspaced import Workspaced
+from workspaced import WorkspacedError as ClientError
+
+from bus import Backoff
 from handlers.app import locate
+from handlers.cli.client import connected
 from handlers.cli.command_table import Execute, KillProcess, ListProcesses
 from handlers.cli.output import local_time, note, write_entries
 from handlers.cli.workspace_calls import CallRefused, ask_workspace
@@ -35,8 +39,8 @@ _TITLES: Final = ("PROCESS", "STATUS", "STARTED", "COMMAND")
 
 async def run(command: Execute, settings: Settings) -> int:
     """Run a command in the workspace, or follow one; return its exit status."""
-    async with locate(settings).bus("chat-service") as bus:
-        session = _Session(bus, command.chat, command.attach or "")
+    async with connected(locate(settings), "chat-service") as ws:
+        session = _Session(ws, command.chat, command.attach or "")
         if not command.attach:
             if not command.words:
                 note("workspaced: name the command after --, or a process with --attach")
@@ -48,8 +52,8 @@ async def run(command: Execute, settings: Settings) -> int:
 
 async def list_processes(command: ListProcesses, settings: Settings) -> None:
     """Print the processes of a workspace."""
-    async with locate(settings).bus("chat-service") as bus:
-        listed = await ask_workspace(bus, "process_list", command.chat)
+    async with connected(locate(settings), "chat-service") as ws:
+        listed = await ask_workspace(ws, "process_list", command.chat)
 
         async def entries() -> AsyncIterator[dict[str, Any]]:
             for process in listed["processes"]:
@@ -61,9 +65,9 @@ async def list_processes(command: ListProcesses, settings: Settings) -> None:
 
 async def kill(command: KillProcess, settings: Settings) -> int:
     """Send a signal to a process; return 1 if nothing of it was left."""
-    async with locate(settings).bus("chat-service") as bus:
+    async with connected(locate(settings), "chat-service") as ws:
         result = await ask_workspace(
-            bus, "process_signal", command.chat, exec_id=command.process, signal=command.signal
+            ws, "process_signal", command.chat, exec_id=command.process, signal=command.signal
         )
     if not result["signaled"]:
         note("workspaced: nothing of the process was left to get the signal")
@@ -73,8 +77,8 @@ async def kill(command: KillProcess, settings: Settings) -> int:
 class _Session:
     """A process that is followed: its output is printed, and it gets input and signals."""
 
-    def __init__(self, bus: Bus, chat: str, exec_id: str) -> None:
-        self.bus, self.chat, self.exec_id = bus, chat, exec_id
+    def __init__(self, ws: Workspaced, chat: str, exec_id: str) -> None:
+        self.ws, self.chat, self.exec_id = ws, chat, exec_id
         self._interrupted = 0
         self._detach = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -125,7 +129,7 @@ class _Session:
     async def _send_input(self) -> None:
         async for piece in _standard_input():
             await self._input(piece)
-        with suppress(ServiceError, CallRefused):
+        with suppress(ClientError, CallRefused):
             await self._ask("process_input", exec_id=self.exec_id, close=True)
 
     async def _input(self, piece: bytes) -> None:
@@ -157,7 +161,7 @@ class _Session:
 
     def _spawn(self, tool: str, **args: Any) -> None:
         async def ask() -> None:
-            with suppress(ServiceError, CallRefused):
+            with suppress(ClientError, CallRefused):
                 await self._ask(tool, **args)
 
         task = asyncio.get_running_loop().create_task(ask())
@@ -166,7 +170,7 @@ class _Session:
 
     async def _ask(self, tool: str, **args: Any) -> dict[str, Any]:
         """Ask, again with the same call while nobody answers: it is done once."""
-        return await ask_workspace(self.bus, tool, self.chat, **args)
+        return await ask_workspace(self.ws, tool, self.chat, **args)
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
+
+from workspaced import Answer, Log, State
 
 from handlers.cli.output import counted, indented, one_line, plain
 
-Envelope = Mapping[str, Any]
 Result = Mapping[str, Any]
 SETTLED: Final = ("ready", "failed", "stopped", "none")
 """States that last until a new request, or a late fact, arrives."""
@@ -23,13 +24,12 @@ _SUPERSEDED: Final = re.compile(
 # -- states and log lines ----------------------------------------------------------------------
 
 
-def describe(envelope: Envelope) -> list[str]:
+def describe(event: State | Log) -> list[str]:
     """Return the lines for a state change or a piece of log."""
-    data = envelope["data"]
-    if _is_log(envelope):
-        return [f"  | {line}" for line in plain(data["output"]).splitlines()]
-    at = datetime.fromisoformat(envelope["time"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
-    first, *more = _state_lines(data)
+    if isinstance(event, Log):
+        return [f"  | {line}" for line in plain(event.output).splitlines()]
+    at = (event.time or datetime.now(UTC)).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    first, *more = _state_lines(event)
     return [f"{at}  {first}", *(f"{'':{len(at)}}  {text}".rstrip() for text in more)]
 
 
@@ -39,14 +39,14 @@ class ChangeDescriber:
 
     _last: list[str] = field(default_factory=list)
 
-    def lines(self, envelope: Envelope) -> list[str]:
-        """Return the lines for the next message, which may be none."""
-        if not _is_log(envelope):
-            lines = _state_lines(envelope["data"])
-            if lines == self._last:
+    def lines(self, event: State | Log) -> list[str]:
+        """Return the lines for the next event, which may be none."""
+        if isinstance(event, State):
+            lines = _state_lines(event)
+            if lines == self._last or not event.version:
                 return []
             self._last = lines
-        return describe(envelope)
+        return describe(event)
 
 
 def workspace_name(chat: Mapping[str, Any]) -> str:
@@ -55,37 +55,32 @@ def workspace_name(chat: Mapping[str, Any]) -> str:
     return "-" if workspace is None else f"{workspace['owner_name'] or '?'}/{workspace['name']}"
 
 
-def _is_log(envelope: Envelope) -> bool:
-    return str(envelope["type"]).startswith("workspaced.log_appended")
-
-
-def _state_lines(chat: Mapping[str, Any]) -> list[str]:
-    line = str(chat["state"])
-    if chat["agent"] is not None:
-        line += f"  (agent {one_line(chat['agent']['name'])}: {chat['agent']['status']})"
-    if chat["failure"] is None:
+def _state_lines(state: State) -> list[str]:
+    line = state.state
+    if state.agent is not None:
+        line += f"  (agent {one_line(state.agent.name)}: {state.agent.status})"
+    if state.failure is None:
         return [line]
-    first, *more = indented(chat["failure"]["message"], "") or [""]
-    return [f"{line}  {chat['failure']['reason']}: {first}", *more]
+    first, *more = indented(state.failure.message, "") or [""]
+    return [f"{line}  {state.failure.reason}: {first}", *more]
 
 
 # -- answers of tools ----------------------------------------------------------------------------
 
 
-def describe_result(tool: str, resolved: Result, chat_id: str, server_flags: str = "") -> list[str]:
-    """Return lines that explain the `data` of tool_resolved.
+def describe_result(answer: Answer, chat_id: str, server_flags: str = "") -> list[str]:
+    """Return lines that explain an answer.
 
     `server_flags` are the flags with which other commands use the same servers.
     """
-    result: Result = resolved["result"]
     log = f"workspaced log {chat_id} {{}}{server_flags}"
-    return [*_result_lines(tool, resolved, result, log), *_remarks(resolved, result)]
+    return [*_result_lines(answer, log), *_remarks(answer)]
 
 
-def _remarks(resolved: Result, result: Result) -> list[str]:
+def _remarks(answer: Answer) -> list[str]:
     """Explain what of the request had no effect."""
     lines = []
-    if resolved.get("conflict"):
+    if answer.conflict:
         lines.append(
             "  but this call_id was used with another tool or other arguments: this is the answer to the "
             "first request; give each call its own --call-id"
@@ -98,14 +93,15 @@ def _remarks(resolved: Result, result: Result) -> list[str]:
             "parameters have their default now, because the last value no longer fits",
         ),
     ):
-        names = (resolved if key == "ignored" else result).get(key)
+        names = answer.ignored if key == "ignored" else answer.result.get(key)
         if names:
             lines.append(f"  but {words}: {one_line(', '.join(map(str, names)))}")
     return lines
 
 
-def _result_lines(tool: str, resolved: Result, result: Result, log: str) -> list[str]:
-    if resolved["is_error"]:
+def _result_lines(answer: Answer, log: str) -> list[str]:
+    tool, result = answer.tool, answer.result
+    if answer.is_error:
         return _with_rest(f"{tool} was refused: ", str(result.get("error", "")))
     if "error" not in result:
         return [_success(tool, result), *_readiness(result, log)]

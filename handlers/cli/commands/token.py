@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from bus import ServiceError
+from workspaced import WorkspacedError
+
 from handlers.app import locate
-from handlers.cli.client import rpc, rpc_pages
+from handlers.cli.client import connected, rpc_pages
 from handlers.cli.command_table import IssueToken, ListTokens, RevokeToken
 from handlers.cli.output import note, write_json
 from handlers.settings import Settings
@@ -18,9 +19,8 @@ WRONG_USAGE = 2
 async def issue(command: IssueToken, settings: Settings) -> int:
     """Issue a token and print it. Raises BusError. Return 2 if the gateway refuses the flags."""
     try:
-        async with locate(settings).bus("operator") as bus:
-            issued = await rpc(
-                bus,
+        async with connected(locate(settings), "operator") as ws:
+            issued = await ws.rpc(
                 "issue_token",
                 role=command.role,
                 chat_ids=command.chat or None,
@@ -30,8 +30,10 @@ async def issue(command: IssueToken, settings: Settings) -> int:
                 ttl_seconds=command.lifetime,
                 exec=command.exec,
             )
-    except ServiceError as error:
-        note(f"workspaced: {error.description}")
+    except WorkspacedError as error:
+        if error.code is None:  # not the gateway's
+            raise
+        note(f"workspaced: {error.detail}")
         return WRONG_USAGE if error.code == HTTPStatus.BAD_REQUEST else 1
     write_json(issued)
     return 0
@@ -40,14 +42,14 @@ async def issue(command: IssueToken, settings: Settings) -> int:
 async def list_tokens(command: ListTokens, settings: Settings) -> None:
     """Print the valid tokens. Raises BusError."""
     del command
-    async with locate(settings).bus("operator") as bus:
-        write_json({"tokens": [t async for t in rpc_pages(bus, "list_tokens", "tokens", "cursor")]})
+    async with connected(locate(settings), "operator") as ws:
+        write_json({"tokens": [t async for t in rpc_pages(ws, "list_tokens", "tokens", "cursor")]})
 
 
 async def revoke(command: RevokeToken, settings: Settings) -> int:
     """Revoke a token; return 1 if there is no such valid token. Raises BusError."""
-    async with locate(settings).bus("operator") as bus:
-        revoked = await rpc(bus, "revoke_token", id=command.id)
+    async with connected(locate(settings), "operator") as ws:
+        revoked = await ws.rpc("revoke_token", id=command.id)
     if not revoked["revoked"]:
         note(
             f"workspaced: there is no valid token {command.id}: `workspaced token list` shows them"

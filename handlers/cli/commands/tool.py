@@ -1,10 +1,9 @@
-"""`workspaced tool`: calls a tool as a chat service, and shows states and log while it waits."""
+"""`workspaced tool`, `create`, `start` and `stop`: call a tool, and show states and log while they wait."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -12,95 +11,167 @@ from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
-from bus import Bus, subjects
+import workspaced
+
 from bus.connect import redacted
-from handlers.app import locate
+from handlers.app import Endpoints, locate
 from handlers.cli.arguments import strict_json
-from handlers.cli.client import publish
-from handlers.cli.command_table import DEFAULT_OWNER, CallTool
+from handlers.cli.client import connected, find_owner
+from handlers.cli.command_table import (
+    DEFAULT_OWNER,
+    CallTool,
+    CreateWorkspace,
+    StartWorkspace,
+    StopWorkspace,
+    ToolCommand,
+)
 from handlers.cli.commands.texts import ChangeDescriber, describe_result
 from handlers.cli.output import as_json, no_note, note, waiting
-from handlers.cli.pool_queue import ConnectOperator, notice_delays
+from handlers.cli.pool_queue import notice_delays
 from handlers.errors import InvalidSettings
-from handlers.publishing.build_log import read_ui_message
-from handlers.runtime.supervise import cancel_and_wait
 from handlers.settings import Settings, organization_of
+from statemachine.naming import is_uuid
 
 TEXT_ARGUMENTS: Final = frozenset(("name", "query", "template", "preset"))
 """Arguments that are text; parameters and ids are as well."""
+_WITH_BUILDS: Final = ("create_workspace", "start_workspace", "stop_workspace")
+"""The tools that may wait for a build, whose states and log are shown."""
 
 
 async def call_tool(command: CallTool, settings: Settings) -> int:
-    """Call the tool and print its answer; return 1 if the answer is an error."""
-    call_id = command.call_id or uuid4().hex
-    data = {
-        "call_id": call_id,
-        "tool": command.tool,
-        "args": arguments(command.arg, command.args),
-        "organization_id": organization_of(settings),
-        "owner_id": command.owner,
-        "owner_name": command.owner_name,
+    """Call the tool and print its answer; return 1 if the answer is an error. With --schema, print the tools."""
+    if command.schema:
+        return print_tools(command)
+    if command.tool is None or command.chat is None:
+        raise InvalidSettings(
+            "name a tool and a chat, as in `workspaced tool list_templates --chat new`, or give --schema"
+        )
+    words = f"tool {shlex.quote(command.tool)} --chat {command.chat}"
+    call = _ToolCall(command, settings, command.chat, words)
+    return await call.run(command.tool, arguments(command.arg, command.args))
+
+
+def print_tools(command: CallTool) -> int:
+    """Print the tools for a model; return 1 if the one that is named does not exist."""
+    found = workspaced.tools(command.format)
+    if command.tool is not None:
+        names = [tool.get("function", tool)["name"] for tool in found]
+        if command.tool not in names:
+            note(f"workspaced: there is no tool {command.tool!r}: there are {', '.join(names)}")
+            return 1
+        found = [found[names.index(command.tool)]]
+    sys.stdout.write(as_json(found, indent=2) + "\n")
+    return 0
+
+
+async def create(command: CreateWorkspace, settings: Settings) -> int:
+    """Create a workspace; return 1 if that fails."""
+    args: dict[str, Any] = {
+        "template_id" if is_uuid(command.template) else "template": command.template
     }
-    report = no_note if command.json else note
-    endpoints = locate(settings)
-    connect_operator = partial(endpoints.bus, "operator")
-    async with endpoints.bus("chat-service") as bus:
-        report(f"chat {command.chat}, call {call_id}")
-        try:
-            with waiting(f"waiting for {command.tool}", shown=not command.json):
-                resolved = await request_and_wait(bus, command.chat, data, connect_operator, report)
-        except asyncio.CancelledError:  # Ctrl-C
-            same = _same_call(command, call_id, settings.organization)
-            note(f"the call goes on; to get its answer: {same}")
-            raise
-    sys.stdout.write(as_json(resolved["result"], indent=2) + "\n")
-    sys.stdout.flush()  # before the explanation on stderr
-    for line in describe_result(command.tool, resolved, command.chat, _server_flags(command)):
-        report(line)
-    return 1 if "error" in resolved["result"] else 0
+    if command.workspace_name is not None:
+        args["name"] = command.workspace_name
+    if command.preset is not None:
+        args["preset_id" if is_uuid(command.preset) else "preset"] = command.preset
+    words = f"create {shlex.quote(command.template)} --chat {command.chat}"
+    call = _ToolCall(command, settings, command.chat, words)
+    return await call.run("create_workspace", with_parameters(args, command.parameters))
+
+
+async def start(command: StartWorkspace, settings: Settings) -> int:
+    """Start a chat's workspace; return 1 if that fails."""
+    call = _ToolCall(command, settings, command.chat, f"start {command.chat}")
+    return await call.run("start_workspace", with_parameters({}, command.parameters))
+
+
+async def stop(command: StopWorkspace, settings: Settings) -> int:
+    """Stop a chat's workspace; return 1 if that fails."""
+    call = _ToolCall(command, settings, command.chat, f"stop {command.chat}")
+    return await call.run("stop_workspace", {})
+
+
+class _ToolCall:
+    """A call of a tool, as a command makes it."""
+
+    def __init__(self, command: ToolCommand, settings: Settings, chat_id: str, words: str) -> None:
+        """`words`: the command, without its flags, that asks for the same call again."""
+        self._command, self._settings = command, settings
+        self._chat_id, self._words = chat_id, words
+        self._call_id = command.call_id or uuid4().hex
+
+    async def run(self, tool: str, args: Mapping[str, Any]) -> int:
+        """Call the tool and print its answer; return 1 if the answer is an error."""
+        command, endpoints = self._command, locate(self._settings)
+        report = no_note if command.json else note
+        async with connected(endpoints, "chat-service") as ws:
+            report(f"chat {self._chat_id}, call {self._call_id}")
+            chat = ws.chat(self._chat_id, owner=await self._owner(ws))
+            try:
+                with waiting(f"waiting for {tool}", shown=not command.json):
+                    answer = await request_and_wait(
+                        ws, chat, tool, args, self._call_id, endpoints, report
+                    )
+            except asyncio.CancelledError:  # Ctrl-C
+                note(f"the call goes on; to get its answer: {self._same_call(given=bool(args))}")
+                raise
+        sys.stdout.write(as_json(answer.result, indent=2) + "\n")
+        sys.stdout.flush()  # before the explanation on stderr
+        for line in describe_result(answer, self._chat_id, _server_flags(command)):
+            report(line)
+        return 1 if "error" in answer.result else 0
+
+    async def _owner(self, ws: workspaced.Workspaced) -> workspaced.Owner:
+        """Return the owner that the flags name; for the rest that of the chat, or the default one."""
+        command = self._command
+        if command.finds_owner and command.owner is None and command.organization is None:
+            owner = await find_owner(ws, self._chat_id)
+            if owner is not None:
+                return owner
+        return workspaced.Owner(
+            id=command.owner or DEFAULT_OWNER,
+            name=command.owner_name,
+            organization=organization_of(self._settings),
+        )
+
+    def _same_call(self, *, given: bool) -> str:
+        """Return the command that asks for the answer of the same call, without values, which may be secret."""
+        command = self._command
+        words = f"workspaced {self._words} --call-id {self._call_id}"
+        if self._settings.organization is not None:
+            words += f" --organization {self._settings.organization}"
+        if command.owner not in (None, DEFAULT_OWNER):
+            words += f" --owner {command.owner}"
+        again = " (with the same arguments)" if given else ""
+        return f"{words}{_server_flags(command)}{again}"
 
 
 async def request_and_wait(
-    bus: Bus,
-    chat_id: str,
-    data: dict[str, Any],
-    connect_operator: ConnectOperator,
+    ws: workspaced.Workspaced,
+    chat: workspaced.Chat,
+    tool: str,
+    args: Mapping[str, Any],
+    call_id: str,
+    endpoints: Endpoints,
     report: Callable[[str], object],
-) -> dict[str, Any]:
-    """Publish tool_requested, report states and log lines, and return the `data` of tool_resolved.
-
-    Subscribes first, so that it misses nothing. After a reconnect it publishes the same call again.
-    """
-    async with (
-        bus.subscribe(subjects.result(chat_id, data["call_id"])) as results,
-        bus.subscribe(subjects.ui(chat_id)) as changes,
-        notice_delays(bus, chat_id, connect_operator, report) as heard,
-    ):
-
-        async def follow() -> None:
-            describer = ChangeDescriber()
-            async for message in changes:
-                envelope = read_ui_message(message.subject, message.data)
-                if envelope is None:
-                    continue
-                heard(envelope)
-                for line in describer.lines(envelope):
-                    report(line)
-
-        async def resolve() -> dict[str, Any]:
-            while True:
-                await publish(bus, "tool_requested", chat_id, data)
-                if (message := await results.next_or_reconnect()) is not None:
-                    return json.loads(message.data)["data"]  # type: ignore[no-any-return]
-
-        following, answer = asyncio.create_task(follow()), asyncio.create_task(resolve())
+) -> workspaced.Answer:
+    """Call a tool, report states and log lines, and return the answer, also one to another request."""
+    describer = ChangeDescriber()
+    connect_operator = partial(endpoints.bus, "operator")
+    async with notice_delays(ws, chat.id, connect_operator, report) as heard:
+        call = await chat.call(tool, args, call_id=call_id)
         try:
-            await asyncio.wait((answer, following), return_when=asyncio.FIRST_COMPLETED)
-            if following.done() and not answer.done():
-                following.result()  # raises: the output is closed, or NATS is closed for good
-            return await answer
+            if tool in _WITH_BUILDS:
+                async for event in call:
+                    heard(event)
+                    for line in describer.lines(event):
+                        report(line)
+            return await call
+        except (workspaced.CallConflict, workspaced.TooBusy) as error:
+            if error.answer is None:
+                raise
+            return error.answer
         finally:
-            await cancel_and_wait(following, answer)
+            await call.close()
 
 
 def arguments(
@@ -120,6 +191,12 @@ def arguments(
     return args
 
 
+def with_parameters(args: dict[str, Any], pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Add the parameters of a template to the arguments of a tool, if there are any."""
+    values = {name: _read_value(f"parameters.{name}", text) for name, text in pairs}
+    return {**args, "parameters": values} if values else args
+
+
 def _read_value(key: str, text: str) -> Any:
     """Return the value that the text of an argument means.
 
@@ -137,18 +214,7 @@ def _read_value(key: str, text: str) -> Any:
         raise InvalidSettings(f"--arg {key}: it is nested too deep") from None
 
 
-def _same_call(command: CallTool, call_id: str, organization: str | None) -> str:
-    """Return the command that asks for the answer of the same call, without values, which may be secret."""
-    words = f"workspaced tool {shlex.quote(command.tool)} --chat {command.chat} --call-id {call_id}"
-    if organization is not None:
-        words += f" --organization {organization}"
-    if command.owner != DEFAULT_OWNER:
-        words += f" --owner {command.owner}"
-    again = " (with the same arguments)" if command.arg or command.args else ""
-    return f"{words}{_server_flags(command)}{again}"
-
-
-def _server_flags(command: CallTool) -> str:
+def _server_flags(command: ToolCommand) -> str:
     """Return the flags with which another command uses the same servers."""
     flags = {
         "--data-dir": command.data_dir,

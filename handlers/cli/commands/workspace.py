@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
-from bus import Bus
+from workspaced import Log, State, Workspaced
+
 from handlers.app import Endpoints, locate
-from handlers.cli.client import publish, read_events, rpc, rpc_pages, watch_chat
+from handlers.cli.client import connected, read_events, rpc_pages
 from handlers.cli.command_table import DeleteWorkspace, ListOrphans
 from handlers.cli.commands.texts import ChangeDescriber, workspace_name
 from handlers.cli.output import (
@@ -44,12 +46,12 @@ async def delete(command: DeleteWorkspace, settings: Settings) -> int:
         raise InvalidSettings("--older-than needs --all, and --dry-run needs --workspace or --all")
     endpoints = locate(settings)
     if chat is None:
-        async with endpoints.bus("operator") as bus:
-            found = await _find(bus, command)
+        async with connected(endpoints, "operator") as ws:
+            found = await _find(ws, command)
             if found is None or isinstance(found, str):
                 chat = found
             else:
-                return await _delete_orphans(bus, found, command)
+                return await _delete_orphans(ws, found, command)
         if chat is None:
             note(f"workspaced: there is no workspace {command.workspace}")
             return 1
@@ -59,15 +61,15 @@ async def delete(command: DeleteWorkspace, settings: Settings) -> int:
     return await _delete_of_chat(endpoints, chat, command)
 
 
-async def _find(bus: Bus, command: DeleteWorkspace) -> list[dict[str, Any]] | str | None:
+async def _find(ws: Workspaced, command: DeleteWorkspace) -> list[dict[str, Any]] | str | None:
     """Return the workspaces without a chat that the command means, or the chat that has its workspace."""
-    orphans = [entry async for entry in rpc_pages(bus, "list_orphans", "workspaces", "cursor")]
+    orphans = [entry async for entry in rpc_pages(ws, "list_orphans", "workspaces", "cursor")]
     if command.workspace is None:
         age = timedelta(seconds=command.older_than or 0)
         return [entry for entry in orphans if _is_older(entry, age)]
     if found := [entry for entry in orphans if entry["id"] == command.workspace]:
         return found
-    async for chat in rpc_pages(bus, "list_chats", "chats", "cursor"):
+    async for chat in rpc_pages(ws, "list_chats", "chats", "cursor"):
         if chat["workspace"] is not None and chat["workspace"]["id"] == command.workspace:
             return str(chat["chat_id"])
     return None
@@ -79,16 +81,15 @@ def _is_older(entry: Mapping[str, Any], age: timedelta) -> bool:
 
 
 async def _delete_orphans(
-    bus: Bus, orphans: Sequence[Mapping[str, Any]], command: DeleteWorkspace
+    ws: Workspaced, orphans: Sequence[Mapping[str, Any]], command: DeleteWorkspace
 ) -> int:
     """Request the deletion of workspaces without a chat, and print them; return 0 if all could be requested."""
     possible = [entry for entry in orphans if entry["pool"] is not None]
-    data = {} if command.reason is None else {"reason": command.reason}
     if not command.dry_run:
         with waiting(f"requesting {counted(len(possible), 'deletion')}", shown=not command.json):
             for entry in possible:
-                wanted = {**data, "workspace_id": entry["id"]}
-                await publish(bus, "delete_requested", entry["chat_id"], wanted)
+                chat = ws.chat(entry["chat_id"])
+                await chat.delete_workspace(command.reason, workspace_id=entry["id"])
     if not for_people(as_json=command.json):
         write_json({"workspaces": [_shown(entry) for entry in possible]})
     elif possible:
@@ -110,99 +111,97 @@ async def _delete_orphans(
 
 async def _delete_of_chat(endpoints: Endpoints, chat_id: str, command: DeleteWorkspace) -> int:
     """Delete the chat's workspace; return 0 when it is deleted."""
-    async with endpoints.bus("chat-service") as bus, watch_chat(bus, chat_id) as changes:
-        before = await rpc(bus, "get_chat", chat_id=chat_id)
-        if before["workspace"] is None:
-            note(f"workspaced: chat {chat_id} has no workspace: there is nothing to delete")
-            return 1
-        data = {} if command.reason is None else {"reason": command.reason}
-        event_id = await publish(bus, "delete_requested", chat_id, data)
-        report = no_note if command.json else note
-        limit = asyncio.timeout(START_TIMEOUT)
-        try:
-            with waiting(f"deleting {workspace_name(before)}", shown=not command.json):
-                delays = notice_delays(bus, chat_id, partial(endpoints.bus, "operator"), report)
-                async with delays as heard, limit:
-                    after = await _Deletion(bus, before, report, heard, limit).wait(changes)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            note(f"workspaced: {await _why_not_started(bus, chat_id, event_id)}")
-            return 1
+    async with connected(endpoints, "chat-service") as ws:
+        chat = ws.chat(chat_id)
+        async with aclosing(chat.watch(old_log=False)) as events:
+            before = await anext(events)
+            if not isinstance(before, State) or before.workspace is None:
+                note(f"workspaced: chat {chat_id} has no workspace: there is nothing to delete")
+                return 1
+            event_id = await chat.delete_workspace(command.reason)
+            report = no_note if command.json else note
+            limit = asyncio.timeout(START_TIMEOUT)
+            try:
+                with waiting(f"deleting {workspace_name(before.data)}", shown=not command.json):
+                    delays = notice_delays(ws, chat_id, partial(endpoints.bus, "operator"), report)
+                    async with delays as heard, limit:
+                        after = await _Deletion(before, report, heard, limit).wait(events)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                note(f"workspaced: {await _why_not_started(ws, chat_id, event_id)}")
+                return 1
     return _print_result(before, after, as_json=command.json)
 
 
 @dataclass(slots=True)
 class _Deletion:
-    """Waits for a deletion and reports the chat's messages meanwhile."""
+    """Waits for a deletion and reports the chat's events meanwhile."""
 
-    bus: Bus
-    before: dict[str, Any]
+    before: State
     report: Callable[[str], None]
-    heard: Callable[[dict[str, Any]], None]
-    """Called with each message of the chat."""
+    heard: Callable[[State | Log], None]
+    """Called with each event of the chat."""
     limit: asyncio.Timeout
     """Ends the wait unless a delete build starts."""
     _build: str | None = None
     """The delete build, once it has started."""
     _describer: ChangeDescriber = field(default_factory=ChangeDescriber)
 
-    async def wait(self, changes: AsyncIterator[dict[str, Any] | None]) -> dict[str, Any]:
-        """Return the chat when the deletion has succeeded or failed."""
-        async for change in changes:
-            if change is None:
-                chat = await rpc(self.bus, "get_chat", chat_id=self.before["chat_id"])
-            else:
-                self.heard(change)
-                for line in self._describer.lines(change):
-                    self.report(line)
-                if "output" in change["data"]:
-                    continue
-                chat = change["data"]
-            if self._has_ended(chat):
-                return chat
-        raise AssertionError("changes of a chat end only when the bus is closed")
+    async def wait(self, events: AsyncIterator[State | Log]) -> State:
+        """Return the state in which the deletion has succeeded or failed."""
+        async for event in events:
+            self.heard(event)
+            for line in self._describer.lines(event):
+                self.report(line)
+            if isinstance(event, State) and self._has_ended(event):
+                return event
+        raise AssertionError("the events of a chat have no end")
 
-    def _has_ended(self, chat: dict[str, Any]) -> bool:
-        if _is_deleted(self.before, chat):
+    def _has_ended(self, after: State) -> bool:
+        if _is_deleted(self.before, after):
             return True
-        build, state = chat["build"], str(chat["state"])
-        is_earlier = build["id"] == self.before["build"]["id"] and state != "stopping"
-        if build["transition"] == "delete" and not is_earlier:
-            self._build = build["id"]
+        build = after.build
+        if build is None or self.before.build is None:
+            return False
+        is_earlier = build.id == self.before.build.id and after.state != "stopping"
+        if build.transition == "delete" and not is_earlier:
+            self._build = build.id
             self.limit.reschedule(None)
         if self._build is None:
             return False
-        return build["id"] != self._build or state == "failed"
+        return build.id != self._build or after.state == "failed"
 
 
-def _is_deleted(before: dict[str, Any], after: dict[str, Any]) -> bool:
+def _is_deleted(before: State, after: State) -> bool:
     """Return whether the workspace no longer belongs to the chat."""
-    workspace = after["workspace"]
-    return workspace is None or workspace["id"] != before["workspace"]["id"]
+    had, has = before.workspace, after.workspace
+    return had is None or has is None or has.id != had.id
 
 
-def _print_result(before: dict[str, Any], after: dict[str, Any], *, as_json: bool) -> int:
-    people, name = for_people(as_json=as_json), workspace_name(before)
+def _print_result(before: State, after: State, *, as_json: bool) -> int:
+    people, name = for_people(as_json=as_json), workspace_name(before.data)
     if not people:
-        write_json(after)
+        write_json(after.data)
     if _is_deleted(before, after):
         if people:
             write_lines([f"{name} is deleted"])
         return 0
-    if after["failure"] is None:
-        reason = f"{after['build']['transition']} build {after['build']['id']} took over"
+    if after.failure is not None:
+        reason = after.failure.message
+    elif after.build is not None:
+        reason = f"{after.build.transition} build {after.build.id} took over"
     else:
-        reason = after["failure"]["message"]
+        reason = f"the chat is in state {after.state}"
     note(f"workspaced: {name} is not deleted:")
     for line in indented(reason):
         note(line)
     return 1
 
 
-async def _why_not_started(bus: Bus, chat_id: str, event_id: str) -> str:
+async def _why_not_started(ws: Workspaced, chat_id: str, event_id: str) -> str:
     """Return why no delete build started."""
-    logged = [e async for e in read_events(bus, chat_id) if e["event"]["id"] == event_id]
+    logged = [e async for e in read_events(ws, chat_id) if e["event"]["id"] == event_id]
     if not logged:
         return (
             "no worker has taken the request yet; it is stored, and a worker carries it out when it "
@@ -216,8 +215,8 @@ async def _why_not_started(bus: Bus, chat_id: str, event_id: str) -> str:
 
 async def list_orphans(command: ListOrphans, settings: Settings) -> None:
     """Print the workspaces that belong to no chat."""
-    async with locate(settings).bus("operator") as bus:
-        orphans = [entry async for entry in rpc_pages(bus, "list_orphans", "workspaces", "cursor")]
+    async with connected(locate(settings), "operator") as ws:
+        orphans = [entry async for entry in rpc_pages(ws, "list_orphans", "workspaces", "cursor")]
     if not for_people(as_json=command.json):
         write_json({"workspaces": [_shown(entry) for entry in orphans]})
     elif orphans:
