@@ -42,10 +42,12 @@ class TestTool:
         args = ("--arg", f"template_id={template}", "--arg", "parameters.greeting=howdy")
 
         created = running.run("tool", "create_workspace", "--chat", chat, *args)
-        agents = agents_using(running.directory)
+        assert created.returncode == 0, created.stderr
+        workspaces = running.directory / "provisioner" / "local" / "workspaces"
+        # Other tests have left workspaces running.
+        agents = agents_using(workspaces / json.loads(created.stdout)["workspace_id"])
         stopped = running.run("tool", "stop_workspace", "--chat", chat, "--quiet")
 
-        assert created.returncode == 0, created.stderr
         assert json.loads(created.stdout).keys() == {
             "created",
             "workspace_id",
