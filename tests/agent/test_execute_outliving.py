@@ -14,8 +14,10 @@ import psutil
 import pytest
 
 from handlers.access.identities import credentials_directory
+from handlers.agent.call_notes import CallNotes
 from handlers.embedded import Servers
 from handlers.sandbox.processes import find_marked
+from statemachine.exec_tools import EXEC_TOOLS, ONLY_LOOK
 from tests.agent.exec_rig import ExecRig
 from tests.rigs.messages import new_id
 from tests.rigs.servers import Nats
@@ -185,6 +187,18 @@ async def test_a_call_that_the_agent_did_not_finish_is_not_done_again(rig: ExecR
     assert (lost["status"], lost["reason"]) == ("exited", "lost")
     assert not (rig.workspace / "file").exists()
     assert (rig.workspace / "runs").read_text() == "\n"
+
+
+def test_a_note_is_on_the_disk_before_a_call_that_could_be_repeated(tmp_path: Path) -> None:
+    notes, off_disk = CallNotes(tmp_path / "calls.sqlite"), []
+    for tool in EXEC_TOOLS.keys() - ONLY_LOOK:
+        assert notes.claim(new_id(), tool, {}) is None
+        (synchronous,) = notes._notes.execute("pragma synchronous").fetchone()
+        if synchronous < 2:  # FULL: a transaction waits for the disk
+            off_disk.append(tool)
+    notes.close()
+    # Without power, the process that these would reach again is gone.
+    assert sorted(off_disk) == ["process_input", "process_signal"]
 
 
 async def test_values_are_masked_also_across_pieces(rig: ExecRig) -> None:
