@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -237,6 +238,13 @@ def uuid(text: str) -> str:
             f"{text!r} is not a UUID, like 8fcadcc8-3807-5396-9df9-e5afb8474e7d"
         )
     return text.lower()
+
+
+def signal_name(text: str) -> str:
+    """Read the name of a signal, with or without SIG, or its number; return the name without SIG."""
+    if text.isdecimal() and int(text) in set(signal.Signals):
+        return signal.Signals(int(text)).name.removeprefix("SIG")
+    return text.upper().removeprefix("SIG")
 
 
 def chat_id(text: str) -> str:

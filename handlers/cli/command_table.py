@@ -764,7 +764,8 @@ class Execute(_ConnectingCommand):
     """Run a command in a chat's workspace.
 
     Its output is printed as it comes, it gets this command's standard input, and its exit status is this
-    command's. Ctrl-C sends it INT. A second Ctrl-C detaches: it goes on, and --attach comes back to it.
+    command's, or 128 + the number of the signal that ended it. Ctrl-C sends it INT. A second Ctrl-C detaches: it goes
+    on, and --attach comes back to it. It may run for as long as the workspace does.
     """
 
     name = "exec"
@@ -774,7 +775,9 @@ class Execute(_ConnectingCommand):
     words: list[str] = positional(
         "COMMAND", nargs="*", help="after --: a line for /bin/sh, or a program and its arguments"
     )
-    terminal: bool = switch("-t", help="run it in a terminal")
+    terminal: bool = switch(
+        "-t", help="run it in a terminal, of this one's size; each key goes to it, also Ctrl-C"
+    )
     attach: str | None = flag(
         "--attach", metavar="ID", help="follow the process with this id instead, from the beginning"
     )
@@ -798,17 +801,20 @@ class KillProcess(_ConnectingCommand):
     process: str = positional("ID", help="the process's id, as `ps` lists it")
     signal: str = flag(
         "--signal",
+        type=types.signal_name,
         choices=SIGNALS,
         default="TERM",
         metavar="NAME",
-        help=f"one of {', '.join(SIGNALS)} (default: TERM)",
+        help=f"one of {', '.join(SIGNALS)}, also with SIG or as a number (default: TERM)",
     )
 
 
 class Copy(_ConnectingCommand):
     """Copy a file or a directory out of a chat's workspace, or into it.
 
-    One of the two paths is CHAT:PATH. A relative PATH begins at the directory of the workspace's agent.
+    One of the two paths is CHAT:PATH. A relative PATH begins at the directory of the workspace's agent. If TARGET is a
+    directory, the copy is made in it. Executable files stay executable. Links in a directory are left out, but one that
+    leads from this machine's directory to a file is copied as that file.
     """
 
     name = "cp"

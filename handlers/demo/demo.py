@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +29,7 @@ from handlers.cli.output import as_json, no_note, plain
 from handlers.demo.timing import StateRecorder, compare, format_table
 from handlers.embedded.child import launch_command
 from handlers.errors import WorkspacedError
+from handlers.publishing.agent_files import OWN_FOLDER, running_agent
 from handlers.runtime.supervise import cancel_and_wait, first_to_end
 from handlers.sandbox.processes import end_marked
 from handlers.setting_flags import DEFAULT_ORGANIZATION
@@ -39,6 +42,10 @@ _START_LIMIT: Final = 60.0
 _STOP_LIMIT: Final = 15.0
 _GRACE: Final = 3.0
 """Seconds that the agents' shutdown scripts may take."""
+_LINES: Final = 20
+_COMMAND: Final = f"cd hello && git log --oneline && for i in $(seq {_LINES}); do echo line $i of {_LINES}; sleep 0.1; done"
+_EXPECTED: Final = [f"line {number} of {_LINES}" for number in range(1, _LINES + 1)]
+_KILL_AFTER: Final = _EXPECTED[2]
 
 
 def say(text: str) -> None:
@@ -150,7 +157,7 @@ class _Story:
         chat, recorder = str(uuid4()), StateRecorder("create")
         async with self._recorded(chat, recorder):
             workspace = await self._create(chat, templates["python"])
-            await self._run_command(workspace)
+            await self._run_command(chat, workspace)
             await self._fail(templates["fails"])
             heading("stop_workspace, then start_workspace")
             recorder.run = "stop"
@@ -202,19 +209,35 @@ class _Story:
         found = await self.ws.rpc("get_chat", chat_id=chat)
         return str(found["workspace"]["id"])
 
-    async def _run_command(self, workspace: str) -> None:
-        heading("A command in the finished workspace's directory")
-        folder = self.directory / "provisioner" / "local" / "workspaces" / workspace
-        command = "pwd; ls; cd hello && git log --oneline && ../.venv/bin/python --version"
-        say(f"  $ {command}")
-        process = await asyncio.create_subprocess_shell(
-            command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    async def _run_command(self, chat: str, workspace: str) -> None:
+        """Run a command through the bus, and kill the agent when it has written a part of its output."""
+        heading("A command in the workspace; the agent that started it is killed meanwhile")
+        say(f"  $ {_COMMAND}")
+        seen = ""
+        async with self.ws.chat(chat).execute(_COMMAND) as process:
+            async for piece in process:
+                for line in piece.splitlines():
+                    say(f"  {datetime.now().astimezone():%H:%M:%S.%f}"[:-3] + f"  {line}")
+                if _KILL_AFTER in piece and _KILL_AFTER not in seen:
+                    killed = self._kill_agents(workspace)
+                    say(
+                        f"  the agent (process {killed}) is killed with SIGKILL; the command goes on"
+                    )
+                seen += piece
+            ended = await process.wait()
+        if ended.exit_code or seen.splitlines()[-_LINES:] != _EXPECTED:
+            raise WorkspacedError(f"the command ended with {ended!r} after this output:\n{seen}")
+        say(
+            "  every line came once; the provisioner started the agent anew, which found the command"
         )
-        output, _ = await process.communicate()
-        for line in output.decode(errors="replace").splitlines():
-            say(f"  {line}")
-        if process.returncode:
-            raise WorkspacedError(f"the command ended with status {process.returncode}")
+
+    def _kill_agents(self, workspace: str) -> str:
+        """Kill the agents of a workspace; return their pids."""
+        folder = self.directory / "provisioner" / "local" / "workspaces" / workspace
+        pids = [running_agent(home) for home in (folder / OWN_FOLDER / "agents").iterdir()]
+        for pid in filter(None, pids):
+            os.kill(pid, signal.SIGKILL)
+        return ", ".join(map(str, filter(None, pids)))
 
     async def _fail(self, template: str) -> None:
         heading("A build that fails: its log, and the error with the build's id")

@@ -19,6 +19,7 @@ def test_the_demo_runs_to_its_end() -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    assert "every line came once" in done.stdout
 
 
 def interrupted(process: subprocess.Popen[str]) -> None:
@@ -39,9 +40,9 @@ def unread(process: subprocess.Popen[str]) -> None:
     [
         (interrupted, 130, "ready after"),
         (interrupted, 130, "  building"),
-        (interrupted, 130, "== A command in the finished"),
+        (interrupted, 130, "== A command in the workspace"),
         (terminated, 143, "  building"),
-        (unread, 1, "== A command in the finished"),
+        (unread, 1, "== A command in the workspace"),
     ],
 )
 def test_an_interrupted_demo_leaves_no_files_or_processes(

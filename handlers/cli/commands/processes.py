@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from workspaced import Workspaced
+from workspaced import Exit, Workspaced
 from workspaced import WorkspacedError as ClientError
 
 from bus import Backoff
@@ -24,30 +24,40 @@ from handlers.cli.client import connected
 from handlers.cli.command_table import Execute, KillProcess, ListProcesses
 from handlers.cli.output import local_time, note, write_entries
 from handlers.cli.workspace_calls import CallRefused, ask_workspace
+from handlers.errors import InvalidSettings
 from handlers.runtime.supervise import cancel_and_wait
 from handlers.settings import Settings
 
-_WAIT: Final = 50
-"""Seconds that one request for output waits for more."""
 _PIECE: Final = 64 * 1024
 """Bytes of input in one request."""
-_DETACHED: Final = 130
+_LEAVING: Final = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end this command and leave the other one running."""
 _LOST: Final = 1
 _OF_SIGNAL: Final = 128
+_REASONS: Final = {
+    "stopped": "the command was ended because the workspace was stopped or deleted",
+    "timeout": "the command was ended because it ran longer than it was allowed to",
+    "lost": "nobody knows how the command ended, because its keeper was killed or the machine restarted",
+}
 _TITLES: Final = ("PROCESS", "STATUS", "STARTED", "COMMAND")
 
 
 async def run(command: Execute, settings: Settings) -> int:
     """Run a command in the workspace, or follow one; return its exit status."""
+    if bool(command.words) == bool(command.attach):
+        raise InvalidSettings("exec: name either a command after --, or a process with --attach")
     async with connected(locate(settings), "chat-service") as ws:
         session = _Session(ws, command.chat, command.attach or "")
-        if not command.attach:
-            if not command.words:
-                note("workspaced: name the command after --, or a process with --attach")
-                return 2
+        if command.words:
             await session.start(command.words, terminal=command.terminal)
         with _raw_terminal(active=command.terminal and sys.stdin.isatty()):
-            return await session.follow(terminal=command.terminal)
+            status = await session.follow(terminal=command.terminal)
+    if session.detached:
+        note(
+            "detached; the command goes on. To come back: "
+            f"workspaced exec {command.chat} {'-t ' if command.terminal else ''}--attach {session.exec_id}"
+        )
+    return status
 
 
 async def list_processes(command: ListProcesses, settings: Settings) -> None:
@@ -79,52 +89,51 @@ class _Session:
 
     def __init__(self, ws: Workspaced, chat: str, exec_id: str) -> None:
         self.ws, self.chat, self.exec_id = ws, chat, exec_id
-        self._interrupted = 0
-        self._detach = asyncio.Event()
+        self._interrupted = False
+        self._detach: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """The signal after which this command leaves the other one running."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self, words: list[str], *, terminal: bool) -> None:
         """Start the command; a repeated request starts it only once."""
         text = words[0] if len(words) == 1 else shlex.join(words)
         mode = {"pty": _terminal_size()} if terminal else {"open_stdin": True}
-        result = await self._ask("execute", command=text, wait_seconds=0, **mode)
+        result = await self._ask("execute", command=text, timeout_seconds=0, wait_seconds=0, **mode)
         self.exec_id = result["exec_id"]
+
+    @property
+    def detached(self) -> bool:
+        """Whether the command goes on without this one."""
+        return self._detach.done()
 
     async def follow(self, *, terminal: bool) -> int:
         """Print the output until the process has exited or the user detaches."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        for number in _LEAVING:  # without a handler, the terminal would stay raw
+            loop.add_signal_handler(number, self._leave, number)
         if terminal:
             loop.add_signal_handler(signal.SIGWINCH, self._resize)
+            self._resize()  # the process may have been started in a terminal of another size
         output = loop.create_task(self._print_output())
         reading = loop.create_task(self._send_input())
-        detaching = loop.create_task(self._detach.wait())
         try:
-            await asyncio.wait((output, detaching), return_when=asyncio.FIRST_COMPLETED)
-            if output.done():
-                return output.result()
-            note(
-                "detached; the command goes on. To come back: "
-                f"workspaced exec {self.chat} --attach {self.exec_id}"
-            )
-            return _DETACHED
+            await asyncio.wait((output, self._detach), return_when=asyncio.FIRST_COMPLETED)
+            return output.result() if output.done() else _OF_SIGNAL + self._detach.result()
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
-            await cancel_and_wait(output, reading, detaching, *self._tasks)
+            for number in (signal.SIGINT, signal.SIGWINCH, *_LEAVING):
+                loop.remove_signal_handler(number)
+            await cancel_and_wait(output, reading, *self._tasks)
 
     async def _print_output(self) -> int:
-        after = 0
-        while True:
-            page = await self._ask(
-                "process_output", exec_id=self.exec_id, after=after, wait_seconds=_WAIT
-            )
-            if page["offset"] > after:
-                note(f"{page['offset'] - after} bytes of the output are no longer kept")
-            sys.stdout.write(page["output"])
+        process, seen = self.ws.chat(self.chat).process(self.exec_id), 0
+        async for piece in process.pieces():
+            if piece.offset > seen:
+                note(f"{piece.offset - seen} bytes of the output are no longer kept")
+            sys.stdout.write(piece.output)
             sys.stdout.flush()
-            after = page["next"]
-            if page["status"] == "exited" and not page["output"]:
-                return _exit_status(page)
+            seen = piece.next
+        return _exit_status(await process.wait())
 
     async def _send_input(self) -> None:
         async for piece in _standard_input():
@@ -149,12 +158,16 @@ class _Session:
                 await backoff.wait()
 
     def _interrupt(self) -> None:
-        self._interrupted += 1
-        if self._interrupted > 1:
-            self._detach.set()
+        if self._interrupted:
+            self._leave(signal.SIGINT)
             return
+        self._interrupted = True
         note("sent INT; press Ctrl-C again to detach")
         self._spawn("process_signal", exec_id=self.exec_id, signal="INT")
+
+    def _leave(self, number: int) -> None:
+        if not self._detach.done():
+            self._detach.set_result(number)
 
     def _resize(self) -> None:
         self._spawn("process_input", exec_id=self.exec_id, **_terminal_size())
@@ -219,13 +232,14 @@ async def _standard_input() -> AsyncIterator[bytes]:
         room.release()
 
 
-def _exit_status(page: dict[str, Any]) -> int:
-    if "exit_code" in page:
-        return int(page["exit_code"])
-    if "signal" in page:
-        name = str(page["signal"]).removeprefix("SIG")
+def _exit_status(ended: Exit) -> int:
+    if ended.reason in _REASONS:
+        note(f"workspaced: {_REASONS[ended.reason]}")
+    if ended.exit_code is not None:
+        return ended.exit_code
+    if ended.signal is not None:
+        name = ended.signal.removeprefix("SIG")
         return _OF_SIGNAL + getattr(signal, f"SIG{name}", signal.SIGKILL)
-    note(f"workspaced: the command ended without an exit status ({page.get('reason', 'unknown')})")
     return _LOST
 
 
