@@ -6,13 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, Final
-from uuid import uuid4
 
 from workspaced import subjects
 from workspaced.connection import Connection, Subscription
 from workspaced.errors import CallConflict, NotFound, TooBusy
+from workspaced.events import cloud_event
 from workspaced.following import Follower
 from workspaced.models import Answer, Log, State
 from workspaced.processes import TOOLS, run_tool
@@ -31,20 +30,9 @@ async def store_event(
     traceparent: str | None = None,
 ) -> str:
     """Publish an event of a chat service until it is stored; return its id. Raises Refused, Invalid, Unavailable."""
-    event_id = str(uuid4())
-    event: dict[str, Any] = {
-        "specversion": "1.0",
-        "id": event_id,
-        "source": f"/chat/{service}",
-        "type": f"workspaced.{type_name}.v1",
-        "subject": chat_id,
-        "time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-        "data": dict(data),
-    }
-    if traceparent is not None:
-        event["traceparent"] = traceparent
+    event = cloud_event(type_name, f"/chat/{service}", chat_id, data, traceparent)
     await connection.store(subjects.request(chat_id, service), event)
-    return event_id
+    return str(event["id"])
 
 
 class Call:
