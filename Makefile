@@ -32,8 +32,8 @@ cluster: $(INSTALLED)  ## Kill and pause servers of a NATS cluster under load; r
 overload: $(INSTALLED)  ## Send far more requests than workers can handle; report the memory use
 	OVERLOAD_SECONDS=40 $(BIN)/python -m pytest tests/overload $(ARGS)
 
-left-alone: $(INSTALLED)  ## Leave 1,000 chats alone but for 100 with activity; nothing of the others may be left
-	LEFT_ALONE_CHATS=1000 LEFT_ALONE_LIFETIME=30 LEFT_ALONE_RETENTION=60 $(BIN)/python -m pytest tests/worker/test_left_alone.py $(ARGS)
+left-alone: $(INSTALLED)  ## Leave chats alone, every tenth with a command; nothing of the others may be left: ARGS="--chats 1000"
+	$(BIN)/python -m tests.worker.left_alone $(ARGS)
 
 commands: $(INSTALLED)  ## Kill agent, gateways, worker and NATS during a command of 60 s; no byte of its output may be lost
 	COMMAND_SECONDS=60 $(BIN)/python -m pytest tests/outages/test_commands.py $(ARGS)
