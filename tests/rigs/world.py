@@ -118,8 +118,8 @@ def deployment_of(running: Up, folders: Path) -> Deployment:
 
 @contextmanager
 def deployment_with_timeouts(parent: Path, seconds: float) -> Iterator[Deployment]:
-    """Run an `up` on which builds, connecting agents and startup scripts time out after `seconds`."""
-    names = ("BUILD", "AGENT_CONNECT", "STARTUP_SCRIPTS")
+    """Run an `up` on which builds, cancels, connecting agents and startup scripts time out after `seconds`."""
+    names = ("BUILD", "CANCEL", "AGENT_CONNECT", "STARTUP_SCRIPTS")
     env = {f"WORKSPACED_{name}_TIMEOUT": str(seconds) for name in names}
     with up(parent / "data", env=env) as running:
         yield deployment_of(running, parent)

@@ -155,6 +155,62 @@ async def test_a_stop_has_a_timeout(world: World) -> None:
     assert chat.now["state"] == "stopped"
 
 
+@pytest.mark.parametrize("transition", ["start", "stop"])
+async def test_a_canceled_build_that_nobody_confirms_ends_after_a_timeout(
+    world: World, transition: str
+) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+    if transition == "stop":
+        await world.provisioner.succeed(job)
+        await chat.answer(call)
+        call = await chat.ask("stop_workspace")
+        job = await world.provisioner.job(chat, "stop")
+    await world.provisioner.publish_event("build_started", job)
+    await chat.states.first(
+        lambda e: e["data"]["build"]["begun_at"] and e["data"]["build"]["id"] == job.build_id
+    )
+    heard = await world.provisioner.hear(f"workspaced.cancel.{world.provisioner.pool}")
+
+    await world.service.rpc("cancel_build", chat_id=chat.id)
+    failed = await chat.state("failed")
+    again = await world.service.rpc("cancel_build", chat_id=chat.id)
+
+    assert failed["failure"]["reason"] == "build_canceled"
+    assert failed["cause"]["type"] == "workspaced.deadline_passed.v1"
+    assert failed["build"]["cancel_requested_at"] is not None
+    assert again == {"canceled": False}
+    result = (await chat.answer(call))["result"]
+    assert (result.keys(), result["build_id"]) == ({"error", "build_id"}, job.build_id)
+    # It is requested once more when the time is over, for a provisioner that missed the first request.
+    of_job = [m for m in (await heard.count(2)) if job.build_id.encode() in m.data]
+    assert len(of_job) == 2
+
+    # Whoever has it may still end it, and its end counts.
+    await world.provisioner.succeed(job)
+    await chat.state("ready" if transition == "start" else "stopped")
+
+
+async def test_a_build_that_exceeded_its_limit_is_canceled_at_once(world: World) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+    await world.provisioner.publish_event("build_started", job)
+    await chat.answer(call)
+    assert chat.path == ["building", "failed:build_timeout"]
+
+    reply = await world.service.rpc("cancel_build", chat_id=chat.id)
+    failed = await chat.state("failed:build_canceled")
+
+    assert reply == {"canceled": True, "build_id": job.build_id}
+    assert failed["cause"]["type"] == "workspaced.build_cancel_requested.v1"
+    new = await chat.ask("create_workspace", {"template_id": world.plain})
+    second = await world.provisioner.jobs.first(
+        lambda j: j.chat_id == chat.id and j.workspace_id != job.workspace_id
+    )
+    await world.provisioner.succeed(second)
+    assert (await chat.answer(new))["result"]["created"] is True
+
+
 async def test_a_timeout_counts_from_entering_the_state(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
