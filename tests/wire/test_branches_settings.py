@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import datetime, timedelta
 
 import pytest
 from nats.aio.msg import Msg
@@ -146,6 +147,25 @@ async def test_c7_a_failed_stop_does_not_extend_the_lifetime(
     await world.provisioner.fail(stop)
 
     await assert_stopped_by_lifetime(world, chat, start, 3)
+
+
+@pytest.mark.parametrize("how", ["failed", "canceled"])
+async def test_c7_a_stop_after_the_lifetime_that_does_not_succeed_is_tried_again_after_a_minute(
+    world: World, change_setting: ChangeSetting, how: str
+) -> None:
+    chat = await world.chat()
+    assert change_setting(TTL, "1s") == 0
+    await steps.given_finished_start(world, chat)
+    stop = await world.provisioner.job(chat, "stop")
+    before = await chat.state("stopping")
+
+    await steps.finish_build(world, stop, how)
+    failed = await chat.states.first(lambda e: e["data"]["state"] == "failed")
+
+    assert before["stops_at"] is None
+    ended = datetime.fromisoformat(failed["time"])
+    tried_again = datetime.fromisoformat(failed["data"]["stops_at"])
+    assert tried_again == ended + timedelta(minutes=1)
 
 
 async def test_c7b_calls_activity_and_keep_put_the_end_of_a_lifetime_off(

@@ -109,6 +109,37 @@ async def test_a_workspace_is_deleted(world: World, operator: HttpClient) -> Non
     assert (status, answer) == (202, {"state": "ready"})
 
 
+async def test_a_build_is_canceled_and_a_workspace_is_kept(
+    world: World, operator: HttpClient
+) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+    token = await with_token(world, operator, "chat", **chat_owner(chat))
+    path = f"/v1/chats/{chat.id}"
+
+    answers = [
+        await token.ask("POST", f"{path}/build/cancel", {"build_id": new_id()}),
+        await token.ask("POST", f"{path}/build/cancel", {"reason": "too slow"}),
+    ]
+    await chat.answer(call)
+    answers += [
+        await token.ask("POST", f"{path}/build/cancel", {"build_id": job.build_id}),
+        await token.ask("POST", f"{path}/keep", {"seconds": 60}),
+    ]
+    wrong = [
+        (await token.ask("POST", f"{path}/build/cancel", {"build_id": "x"}))[0],
+        *[(await token.ask("POST", f"{path}/keep", b))[0] for b in ({}, {"seconds": 0})],
+    ]
+
+    assert answers == [
+        (200, {"canceled": False}),
+        (200, {"canceled": True, "build_id": job.build_id}),
+        (200, {"canceled": False}),
+        (200, {"stops_at": None}),
+    ]
+    assert wrong == [400, 400, 400]
+
+
 async def test_reads_are_those_of_the_rpcs(world: World, operator: HttpClient) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)

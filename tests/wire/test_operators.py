@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -59,6 +61,39 @@ async def test_a_replaced_workspace_whose_stop_failed_is_an_orphan(world: World)
         "build_id": stop.build_id,
         "build_number": 2,
     }
+
+
+async def test_a_replaced_workspace_is_deleted_by_its_id(world: World) -> None:
+    chat = await world.chat()
+    first, agent = await world.ready(chat)
+    await agent.report_disconnected()
+    await chat.states.first(lambda e: (e["data"]["agent"] or {}).get("status") == "disconnected")
+    await chat.ask("create_workspace", {"template_id": world.plain})
+    await world.provisioner.succeed(await world.provisioner.job(chat, STOP))
+    version = chat.now["version"]
+    assert world.deployment.up is not None
+    command = partial(world.deployment.up.run, "workspace", "delete")
+
+    planned = await asyncio.to_thread(command, "--workspace", first.workspace_id, "--dry-run")
+    requested = await asyncio.to_thread(command, "--workspace", first.workspace_id, "--reason", "b")
+    delete = await world.provisioner.job(chat, "delete")
+    (deleting,) = await orphans_of(world, chat)
+    failed = await world.provisioner.fail(delete)
+    await wait_until_logged(world, chat, failed)
+    (left,) = await orphans_of(world, chat)
+    again = await asyncio.to_thread(command, "--workspace", first.workspace_id)
+    second = await world.provisioner.job(chat, "delete", delete.build_number + 1)
+    ended = await world.provisioner.succeed(second)
+    await wait_until_logged(world, chat, ended)
+    unknown = await asyncio.to_thread(command, "--workspace", first.workspace_id)
+
+    assert [one.returncode for one in (planned, requested, again, unknown)] == [0, 0, 0, 1]
+    assert (delete.workspace_id, delete.build_number) == (first.workspace_id, 3)
+    assert (deleting["state"], left["state"]) == ("stopping", "failed")
+    assert await orphans_of(world, chat) == []
+    # The chat and its new workspace have nothing to do with it.
+    assert chat.now["version"] == version
+    assert "there is no workspace" in unknown.stderr
 
 
 async def test_an_external_workspace_is_listed_also_when_it_is_stopped(

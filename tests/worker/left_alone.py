@@ -106,6 +106,8 @@ class Run:
     template: str
     report: Report
     chats: list[Chat] = field(default_factory=list)
+    used_since: dict[str, int] = field(default_factory=dict)
+    """The version of each used chat when its command began."""
 
     @property
     def used(self) -> list[Chat]:
@@ -134,15 +136,24 @@ class Run:
                 created = await chat.answer(call, STUCK)
                 assert created["result"].get("created") is True, created
                 if used:
-                    args = {"command": COMMAND, "timeout_seconds": 0, "wait_seconds": 0}
-                    answer = await self.service.rpc("execute", chat_id=chat.id, args=args)
-                    assert answer["result"].get("status") == "running", answer
+                    await self.start_command(chat)
 
         created = (create(chat, used=n % USED == 0) for n, chat in enumerate(self.chats))
         await asyncio.gather(*created)
         self.report.creating = time.monotonic() - began
         patience = plan.lifetime + plan.retention + STUCK
         await asyncio.gather(*(self.gone(chat, patience) for chat in self.alone))
+
+    async def start_command(self, chat: Chat) -> None:
+        """Start the chat's command; start its workspace again if its lifetime has passed before."""
+        args = {"command": COMMAND, "timeout_seconds": 0, "wait_seconds": 0}
+        while True:
+            answer = await self.service.rpc("execute", chat_id=chat.id, args=args)
+            if answer["result"].get("status") == "running":
+                self.used_since[chat.id] = chat.now["version"]
+                return
+            assert answer["result"].get("next_step") == "start_workspace", answer
+            await chat.answer(await chat.ask("start_workspace"), STUCK)
 
     async def gone(self, chat: Chat, patience: float) -> None:
         """Wait until the chat has no workspace any more."""
@@ -195,7 +206,9 @@ class Run:
             answer = await self.service.rpc("process_list", chat_id=chat.id, args={})
             found = [process["status"] for process in answer["result"].get("processes", [answer])]
             check(f"commands of chat {chat.id}", found, ["running"])
-            check(f"path of chat {chat.id}", {"stopping", "stopped"} & set(chat.path), set())
+            since = self.used_since[chat.id]
+            states = [one["data"] for one in chat.states.all if one["data"]["version"] >= since]
+            check(f"states of chat {chat.id}", {data["state"] for data in states}, {"ready"})
 
     def judge_delays(self) -> None:
         """Note how long after its moment each build of the workers began, and builds that came early."""
