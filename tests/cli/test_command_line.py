@@ -273,6 +273,7 @@ def test_a_timeout_out_of_range_is_wrong_usage(seconds: str) -> None:
         ["settings", "unset", "colour"],
         ["workspace", "delete", CHAT, "--all"],
         ["workspace", "delete", CHAT, "--dry-run"],
+        ["workspace", "delete", CHAT, "--older-than", "30d"],
         ["settings", "set", "chat_workspace_ttl", "soon"],
         ["settings", "set", "chat_workspace_ttl"],
         ["settings", "set", "chat_template_allowlist", "python"],

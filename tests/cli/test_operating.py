@@ -460,6 +460,8 @@ class TestOrphans:
 
         assert planned.returncode == 0
         assert workspace in planned.stderr
+        (shown,) = json.loads(planned.stdout)["workspaces"]
+        assert (shown["id"], shown["pool"], shown["state"]) == (workspace, "local", "ready")
         assert kept["state"] == "ready"
         assert deleted.returncode == 0
         assert running.data("chat", "show", chat)["state"] == "none"

@@ -88,6 +88,8 @@ async def cancel_build(command: CancelBuild, settings: Settings) -> None:
     if not reply["canceled"]:
         which = "that build of it is not" if command.build else "no build of it is"
         note(f"nothing was canceled in chat {command.chat}: {which} in flight")
+    elif for_people(as_json=False):
+        note(f"`workspaced chat show {command.chat}` tells when it has ended, and how")
     write_json(reply)
 
 

@@ -40,39 +40,66 @@ _ORPHAN_TITLES: Final = ("WORKSPACE", "NAME", "POOL", "STATE", "SINCE")
 async def delete(command: DeleteWorkspace, settings: Settings) -> int:
     """Delete workspaces; return 0 when the chat's own is deleted, or the deletion of others is requested."""
     chat, others = command.chat, command.workspace is not None or command.all
+    if command.older_than is not None and not command.all:
+        raise InvalidSettings(
+            "--older-than selects from the workspaces of --all: give --all as well"
+        )
     if (chat is None) != others or (command.workspace is not None and command.all):
-        raise InvalidSettings("give one of CHAT, --workspace UUID and --all")
-    if (command.older_than is not None and not command.all) or (command.dry_run and not others):
-        raise InvalidSettings("--older-than needs --all, and --dry-run needs --workspace or --all")
+        raise InvalidSettings("give exactly one of CHAT, --workspace UUID and --all")
+    if command.dry_run and not others:
+        raise InvalidSettings(
+            "--dry-run needs --workspace UUID or --all; `workspaced chat show` shows a chat's workspace"
+        )
     endpoints = locate(settings)
     if chat is None:
         async with connected(endpoints, "operator") as ws:
             found = await _find(ws, command)
-            if found is None or isinstance(found, str):
-                chat = found
-            else:
+            if isinstance(found, list):
                 return await _delete_orphans(ws, found, command)
-        if chat is None:
-            note(f"workspaced: there is no workspace {command.workspace}")
+        if found is None:
+            note(
+                f"workspaced: there is no workspace {command.workspace}: it is deleted, or the id is wrong; "
+                "`workspaced workspace orphans` and `workspaced chat list --json` show the ids of all others"
+            )
             return 1
+        chat = str(found["chat_id"])
         if command.dry_run:
-            note(f"would delete workspace {command.workspace} of chat {chat}")
+            if not for_people(as_json=command.json):
+                write_json({"workspaces": [_of_chat(found)]})
+            note(f"would delete workspace {command.workspace} of chat {chat}; nothing was deleted")
             return 0
     return await _delete_of_chat(endpoints, chat, command)
 
 
-async def _find(ws: Workspaced, command: DeleteWorkspace) -> list[dict[str, Any]] | str | None:
-    """Return the workspaces without a chat that the command means, or the chat that has its workspace."""
+async def _find(
+    ws: Workspaced, command: DeleteWorkspace
+) -> list[dict[str, Any]] | dict[str, Any] | None:
+    """Return the workspaces without a chat that the command means, or the chat whose workspace it means."""
     orphans = [entry async for entry in rpc_pages(ws, "list_orphans", "workspaces", "cursor")]
     if command.workspace is None:
-        age = timedelta(seconds=command.older_than or 0)
+        if command.older_than is None:
+            return orphans
+        age = timedelta(seconds=command.older_than)
         return [entry for entry in orphans if _is_older(entry, age)]
     if found := [entry for entry in orphans if entry["id"] == command.workspace]:
         return found
     async for chat in rpc_pages(ws, "list_chats", "chats", "cursor"):
         if chat["workspace"] is not None and chat["workspace"]["id"] == command.workspace:
-            return str(chat["chat_id"])
+            return dict(chat)
     return None
+
+
+def _of_chat(chat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the workspace of a chat with the keys that workspaces without a chat have."""
+    workspace, build = chat["workspace"], chat["build"]
+    return {
+        "id": workspace["id"],
+        "name": workspace["name"],
+        "owner_name": workspace["owner_name"],
+        "pool": build["pool"],
+        "state": chat["state"],
+        "since": build["started_at"],
+    }
 
 
 def _is_older(entry: Mapping[str, Any], age: timedelta) -> bool:
@@ -100,7 +127,13 @@ async def _delete_orphans(
                 f"workspaced: workspace {entry['id']} can't be deleted here: its pool is not known"
             )
     count = counted(len(possible), "workspace")
-    if command.dry_run:
+    if not orphans:
+        note(
+            "every workspace belongs to a chat: there is nothing to delete"
+            if command.older_than is None
+            else "no workspace without a chat has been in its state for so long: there is nothing to delete"
+        )
+    elif command.dry_run:
         note(f"would request the deletion of {count}; nothing was deleted")
     else:
         note(
