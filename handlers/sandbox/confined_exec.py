@@ -14,6 +14,8 @@ A program does this, not code between fork and exec: Python code is not safe in 
 process with threads. It becomes three processes: the command; a keeper, a child subreaper that adopts
 every process that leaves the command's group or session, so that it can be found and ended; and a
 shell in place of the process that was started, which waits for the command and exits with its status.
+On END the keeper kills all descendants of the command. It is told of each one that it adopts, so it also
+catches one that forks and exits faster than anybody can search for it.
 
 Landlock is not a module of its own: with `-I -S` this program can't import its neighbours.
 """
@@ -28,6 +30,10 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+END = signal.SIGUSR1
+"""The signal on which a keeper kills everything that it keeps, and ends."""
+KEEP = "keep"
+"""The first argument of a keeper."""
 _REPORT = 'read -r s || exit 126; case $s in -*) ulimit -c 0; kill "$s" $$;; esac; exit "$s"'
 
 _PR_CAPBSET_DROP = 24
@@ -57,6 +63,8 @@ _OF_DEVICES = ("devpts", "devtmpfs")
 _NEW_MOUNTS, _NEW_USERS = 0x20000, 0x10000000
 _SLAVE, _BIND, _NO_SUID, _NO_EXEC = 0x84000, 0x1000, 2, 8
 
+_OF_KEEPERS = (signal.SIGCHLD, END)
+
 _LIMITS = {
     "cpu": resource.RLIMIT_CPU,
     "data": resource.RLIMIT_DATA,
@@ -68,7 +76,7 @@ _LIMITS = {
 
 def main(arguments: Sequence[str]) -> None:
     """Fork into the command, the keeper and the shell that reports the command's status."""
-    if arguments[0] == "keep":
+    if arguments[0] == KEEP:
         _keep(int(arguments[1]), int(arguments[2]))
         return
     border = arguments.index("--")
@@ -87,9 +95,11 @@ def main(arguments: Sequence[str]) -> None:
         _become(arguments[border + 1 :], [(key, value) for key, _, value in words], group)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # Blocked signals are pending for the program that is executed next.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OF_KEEPERS)
     os.set_inheritable(writing, True)
     # Executed again, so that its command line is not that of the command.
-    keeper = [sys.executable, "-I", "-S", __file__, "keep", str(command), str(writing)]
+    keeper = [sys.executable, "-I", "-S", __file__, KEEP, str(command), str(writing)]
     os.execv(sys.executable, keeper)  # noqa: S606 — this program
 
 
@@ -129,22 +139,45 @@ def _ways(path: str) -> Iterator[str]:
 
 
 def _keep(command: int, writing: int) -> None:
-    """Reap descendants of the command until none is left."""
+    """Reap descendants of the command until none is left; kill them if END arrives."""
     os.chdir("/")
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
+    ending = False
+    while _reap(command, writing):
+        if ending:
+            _kill_children()
+        # The kernel gives an orphan to the keeper before it reports the end of the orphan's parent.
+        ending = signal.sigwait(_OF_KEEPERS) == END or ending
+
+
+def _reap(command: int, writing: int) -> bool:
+    """Reap the children that have ended, and report the command's status; return whether any is left."""
     while True:
         try:
-            pid, status = os.wait()
+            pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return
+            return False
+        if pid == 0:
+            return True
         if pid == command:
             try:  # noqa: SIM105 — contextlib is slow to import
                 os.write(writing, f"{os.waitstatus_to_exitcode(status)}\n".encode())
             except BrokenPipeError:
                 pass  # the shell that waits for the status was killed
             os.close(writing)
+
+
+def _kill_children() -> None:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:  # noqa: PTH123 — pathlib is slow to import
+            children = file.read().split()
+    except OSError:
+        return  # this kernel does not list them: whoever sent END kills all processes that it finds
+    for pid in children:
+        # Children are reaped by this process only, so no pid can have been reused.
+        os.kill(int(pid), signal.SIGKILL)
 
 
 def _become(command: Sequence[str], words: Sequence[tuple[str, str]], group: int) -> None:

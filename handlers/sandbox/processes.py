@@ -11,10 +11,15 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from handlers.sandbox import confined_exec
+
 _KILL_TIMEOUT: Final = 5.0
+_KEEPER_TIMEOUT: Final = 3.0
+"""Seconds that a keeper may take to kill what it keeps."""
 _START_TIME: Final = 19
 """Index of the start time among the fields of /proc/<pid>/stat that follow the name (proc(5), field 22)."""
 _FILE_LIMIT: Final = 1 << 20
@@ -129,16 +134,23 @@ def find_marked(mark: str, *, spare_group: int | None = None) -> list[int]:
 async def end_marked(mark: str, *, grace: float, spare_group: int | None = None) -> None:
     """End every process that `find_marked` returns: SIGTERM, and after `grace` seconds SIGKILL.
 
-    Processes that this process may not signal are left alone: a confined agent may not signal what its
-    predecessor started.
+    Keepers of `confined_exec` kill what they keep, which is more reliable than a search: a process that
+    forks and exits all the time may never be found. Processes that this process may not signal are left
+    alone: a confined agent may not signal what its predecessor started.
     """
     now = asyncio.get_running_loop().time
-    for number, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_TIMEOUT)):
+    for number, limit in (
+        (signal.SIGTERM, grace),
+        (confined_exec.END, _KEEPER_TIMEOUT),
+        (signal.SIGKILL, _KILL_TIMEOUT),
+    ):
         deadline = now() + limit
         # Repeated while there are new ones: a process may have forked during the search.
         while pids := _find_signalable(mark, spare_group):
             if number is signal.SIGKILL:
                 pids = _stop_all(pids, mark, spare_group)
+            elif number is confined_exec.END and not (pids := list(filter(_is_keeper, pids))):
+                break
             async with _hold_processes(pids) as held:
                 for descriptor in held:
                     with suppress(ProcessLookupError):
@@ -151,6 +163,17 @@ async def end_marked(mark: str, *, grace: float, spare_group: int | None = None)
                     break
         else:
             return
+
+
+def _is_keeper(pid: int) -> bool:
+    """Return whether the process is a keeper of `confined_exec`, or poses as one."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    program = os.fsencode(Path(confined_exec.__file__).name)
+    keeps = confined_exec.KEEP.encode()
+    return any(one.endswith(program) and two == keeps for one, two in pairwise(words))
 
 
 def _stop_all(pids: list[int], mark: str, spare_group: int | None) -> list[int]:
