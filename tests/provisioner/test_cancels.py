@@ -35,6 +35,29 @@ while :; do sleep 1006; done
 """
 """A step that ignores SIGTERM, and whose processes leave its group, its session and its environment."""
 
+FORKING = """
+python3 -c '
+import os, sys
+os.setsid()
+os.mkfifo("alive")
+os.set_inheritable(os.open("alive", os.O_RDWR), True)
+print("running", flush=True)
+while True:
+    if os.fork():
+        os._exit(0)
+'; sleep 1000
+"""
+"""A step with a process that forks and ends all the time, so that a search hardly ever finds it."""
+RELUCTANT = """
+trap 'while :; do date >> dying; done' TERM HUP INT
+mkdir half && chmod 000 half
+mkfifo alive && exec 9<>alive
+(while :; do date >> more; echo still here; sleep 0.01; done) &
+echo running
+kill -STOP $$
+"""
+"""A step that writes files and output until its end, when it is told to end too, and is stopped."""
+
 
 class Worker:
     """Cancels builds as workers do: it repeats each request when the build is reported as begun."""
@@ -96,7 +119,17 @@ def confined(way: Mechanism) -> dict[str, Any]:
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("transition", ["start", "stop", "delete"])
+@pytest.mark.parametrize(
+    ("transition", "step"),
+    [
+        ("start", STUBBORN),
+        ("stop", STUBBORN),
+        ("delete", STUBBORN),
+        ("start", FORKING),
+        ("start", RELUCTANT),
+    ],
+    ids=["start", "stop", "delete", "forking", "reluctant"],
+)
 async def test_nothing_is_left_of_a_canceled_step(
     rig: Rig,
     provisioning: Provisioning,
@@ -104,11 +137,12 @@ async def test_nothing_is_left_of_a_canceled_step(
     workspace: Path,
     way: Mechanism,
     transition: str,
+    step: str,
 ) -> None:
     version = rig.version({})
     async with provisioning(**confined(way)):
         await rig.ended(await rig.ask(rig.job(1, version=version)))
-        job = rig.job(2, transition, version=version, build={transition: STUBBORN})
+        job = rig.job(2, transition, version=version, build={transition: step})
         build = await rig.ask(job)
         await rig.until(lambda: "running" in rig.output(build), "the step runs")
         held = await asyncio.to_thread(os.open, workspace / "alive", os.O_RDONLY)

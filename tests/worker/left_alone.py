@@ -269,6 +269,7 @@ async def run(plan: Plan, parent: Path) -> Report:
                     await it.check([])
                 finally:
                     await cancel_and_wait(measuring)
+                    (parent / "up.log").write_text(running.process.output())
     finally:
         kill_processes(list(processes_in_workspaces(data)))
     return report
@@ -307,11 +308,15 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     parent = Path(tempfile.mkdtemp(prefix="workspaced-left-alone-"))
     plan = Plan(given.chats, given.lifetime, given.retention, given.at_once)
-    report = asyncio.run(run(plan, parent))
+    try:
+        report = asyncio.run(run(plan, parent))
+    except BaseException:
+        tell(f"FAILED: data and up.log are kept in {parent}")
+        raise
     for line in report.lines():
         tell(line)
     if report.faults:
-        tell(f"FAILED: data is kept in {parent}")
+        tell(f"FAILED: data and up.log are kept in {parent}")
         return 1
     shutil.rmtree(parent, ignore_errors=True)
     return 0
