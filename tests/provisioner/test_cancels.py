@@ -18,7 +18,7 @@ from handlers.sandbox.policy import Confinement, Mechanism
 from handlers.sandbox.processes import find_marked
 from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.conftest import Provisioning
-from tests.provisioner.rig import Rig
+from tests.provisioner.rig import PATIENCE, Rig
 from tests.provisioner.test_confinement import WAYS
 from tests.rigs.messages import Event, cloud_event, new_id
 
@@ -37,12 +37,13 @@ while :; do sleep 1006; done
 
 FORKING = """
 python3 -c '
-import os, sys
+import os, time
 os.setsid()
 os.mkfifo("alive")
 os.set_inheritable(os.open("alive", os.O_RDWR), True)
 print("running", flush=True)
-while True:
+end = time.time() + 60
+while time.time() < end:
     if os.fork():
         os._exit(0)
 '; sleep 1000
@@ -151,7 +152,8 @@ async def test_nothing_is_left_of_a_canceled_step(
         await canceled(rig, job)
         took = asyncio.get_running_loop().time() - begun
         with os.fdopen(held) as alive:
-            await asyncio.to_thread(alive.read)  # returns when all processes of the step have ended
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.to_thread(alive.read)  # returns when all of the step have ended
         assert find_marked(f"WORKSPACED_BUILD_ID={build}") == []
         again = rig.job(3, version=version, build={"start": "echo well"})
         succeeded = await rig.ended(await rig.ask(again))
