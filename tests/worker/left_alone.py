@@ -225,11 +225,12 @@ class Run:
             due, delays = datetime.fromisoformat(before["stops_at"]), self.report.stop_delays
             delay = (begun - due).total_seconds()
         else:
-            (stopped,) = [
+            stopped = next(
                 envelope["time"]
                 for envelope in chat.states.all
-                if envelope["data"]["version"] == before["version"]
-            ]
+                if envelope["data"]["state"] == "stopped"
+                and envelope["data"]["build"] == before["build"]
+            )
             rested = (begun - datetime.fromisoformat(stopped)).total_seconds()
             delay, delays = rested - self.report.plan.retention, self.report.delete_delays
         if delay < 0:
