@@ -34,7 +34,7 @@ async def run(messages: int, seed: int, only: list[str]) -> int:
             for one in kept():
                 await rig.send_all(one.target, [one])
             rig.figures.clear()
-            for target in only or (*INBOUND, "presence", "exec", *RPCS):
+            for target in only or (*INBOUND, "presence", *RPCS):
                 await _attack(rig, target, messages)
             await rig.check()
             rig.flat()

@@ -19,13 +19,8 @@ TOOLS = (
     "list_templates",
     "read_template",
 )
-EXEC_TOOLS = (
-    *("execute", "process_output", "process_input", "process_signal", "process_list"),
-    *("read_file", "write_file", "edit_file", "list_files"),
-)
 RPCS = (
     *TOOLS,
-    *EXEC_TOOLS,
     "cancel",
     "get_chat",
     "list_chats",
@@ -57,19 +52,12 @@ class Hostile:
 
 
 def message(seed: int, target: str, index: int) -> Hostile:
-    """Return a message; `target` is an inbound kind, `presence`, `exec` or the name of an rpc."""
+    """Return a message; `target` is an inbound kind, `presence` or the name of an rpc."""
     rng = Random(f"{seed}/{target}/{index}")
     if target in RPCS:
         return Hostile(target, index, f"workspaced.rpc.{target}", _body(rng, _rpc(rng, target)), {})
     chat = _id(rng, target, rng.randrange(CHATS)) if rng.random() < 0.97 else _identifier(rng)
     headers = {"Content-Type": CONTENT_TYPE, **_headers(rng), "Fuzz": str(index)}
-    if target == "exec":
-        chat, exec_id = _process(rng)
-        agent = _id(rng, "agent", chat)
-        subject = f"workspaced.exec.{chat}.{agent}.{exec_id}"
-        return Hostile(
-            target, index, subject, _body(rng, _event(rng, target, chat, agent)), headers
-        )
     if target == "presence":
         subject = f"workspaced.presence.{_token(chat)}.{_token(_identifier(rng))}"
         return Hostile(target, index, subject, rng.randbytes(rng.randrange(64)), headers)
@@ -151,8 +139,7 @@ def _token(text: str) -> str:
 
 def _event(rng: Random, kind: str, chat: str, sender: str) -> dict[str, Json]:
     name, data = rng.choice(_FACTS[kind])(rng, chat, sender)
-    services = {"tool": "/chat/", "provisioner": "/provisioner/"}
-    source = services.get(kind, "/agent/") + sender
+    source = {"tool": "/chat/", "provisioner": "/provisioner/", "agent": "/agent/"}[kind] + sender
     event_id = str(UUID(int=rng.getrandbits(128), version=4))
     event = cloud_event(name, source, chat, data, id=event_id, time="2026-01-01T00:00:00Z")
     if rng.random() < 0.05:
@@ -172,75 +159,6 @@ def _event(rng: Random, kind: str, chat: str, sender: str) -> dict[str, Json]:
 def _tool(rng: Random, chat: str, sender: str) -> tuple[str, dict[str, Json]]:
     del sender
     return "tool_requested", {"tool": rng.choice(TOOLS), **_call(rng, chat)}
-
-
-def agent_request(seed: int, tool: str, index: int, chat: str, agent: str) -> bytes:
-    """Return a request of the gateway to an agent, which touches no file beyond the agent's directory."""
-    rng = Random(f"{seed}/request/{tool}/{index}")
-    args, holes = _exec_args(rng, tool), dict[str, str]()
-    for _ in range(rng.choice((0, 1, 2))):
-        _mutate(rng, args, holes)
-    request = {
-        "chat_id": chat,
-        "agent_id": agent,
-        "call_id": rng.choice((f"c{index}", "same", text(rng), None, 7)),
-        "args": args,
-    }
-    if tool in ("write_file", "edit_file"):
-        args["path"] = f"file-{rng.randrange(3)}"
-    elif tool != "execute" and rng.random() < 0.2:
-        return _body(rng, request)
-    body = _dumped(request)
-    for hole, raw in holes.items():
-        body = body.replace(f'"{hole}"'.encode(), raw.encode("utf-8", "surrogatepass"))
-    return body
-
-
-def _process(rng: Random) -> tuple[str, str]:
-    """Return a chat and a process of it; there are few, so that what they publish collides."""
-    number = rng.randrange(9)
-    return _id(rng, "rpc", number), _id(rng, "exec", number)
-
-
-def _exec_args(rng: Random, tool: str) -> dict[str, Json]:
-    exec_id = _process(rng)[1]
-    path = rng.choice((".", "file", "/dev/null", text(rng)))
-    return {
-        "execute": {
-            "command": rng.choice(("true", "echo a; exit 3", text(rng))),
-            "env": {"A": "b"},
-            "stdin": "a",
-            "pty": rng.choice((None, {"cols": 80, "rows": 24})),
-            "timeout_seconds": 1,
-            "wait_seconds": 0,
-        },
-        "process_output": {
-            "exec_id": exec_id,
-            "after": rng.choice((0, 1, 5, *_NUMBERS)),
-            "limit": rng.choice((1, *_NUMBERS)),
-        },
-        "process_input": {"exec_id": exec_id, "data": text(rng), "encoding": "base64"},
-        "process_signal": {"exec_id": exec_id, "signal": rng.choice(("INT", "STOP"))},
-        "process_list": {},
-        "read_file": {"path": path, "offset": rng.choice(_NUMBERS), "limit": rng.choice(_NUMBERS)},
-        "write_file": {"path": "file", "content": text(rng), "mode": rng.choice(("644", "rw"))},
-        "edit_file": {"path": "file", "edits": [{"old": text(rng), "new": text(rng), "all": True}]},
-        "list_files": {"path": path, "depth": rng.choice((1, 2)), "after": text(rng)},
-    }[tool]
-
-
-def _published(rng: Random, _chat: str, _sender: str) -> tuple[str, dict[str, Json]]:
-    output, offset = text(rng), rng.choice((0, 1, 5, *_NUMBERS))
-    length = len(output.encode("utf-8", "surrogatepass"))
-    name, data = rng.choice(
-        (
-            ("exec_started", {"call_id": "c", "command": text(rng), "cwd": "/"}),
-            ("exec_output", {"offset": offset, "next": offset + length, "output": output}),
-            ("exec_output", {"offset": offset, "next": 7, "output": output}),
-            ("exec_exited", {"exit_code": rng.choice(_NUMBERS), "size": rng.choice(_NUMBERS)}),
-        )
-    )
-    return name, {"exec_id": _id(rng, "exec", rng.randrange(9)), **data}
 
 
 def _call(rng: Random, chat: str) -> dict[str, Json]:
@@ -312,7 +230,6 @@ _FACTS: dict[str, tuple[Callable[..., tuple[str, dict[str, Json]]], ...]] = {
         _fact("agent_disconnected", "agent_id", "sequence", "reason"),
         _fact("agent_lifecycle", "agent_id", "sequence", "lifecycle"),
     ),
-    "exec": (_published,),
 }
 
 
@@ -334,9 +251,6 @@ def _rpc(rng: Random, name: str) -> dict[str, Json]:
     }
     if name in TOOLS:
         return {"chat_id": chat, **_call(rng, chat)}
-    if name in EXEC_TOOLS:
-        chat, _ = _process(rng)
-        return {"chat_id": chat, "call_id": "c", "args": _exec_args(rng, name)}
     keys = {
         "cancel": ("chat_id", "call_id"),
         "get_chat": ("chat_id",),

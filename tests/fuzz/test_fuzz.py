@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from bus import ServiceError
 from handlers.embedded import Servers
-from tests.agent.exec_rig import ExecRig
 from tests.fuzz.fuzz_run import FuzzRun, fuzz_run_on, kept
-from tests.fuzz.hostile import EXEC_TOOLS, INBOUND, RPCS, TOOLS, agent_request, message
+from tests.fuzz.hostile import INBOUND, RPCS, TOOLS, message
 from tests.fuzz.pure import ask_who, read_alarms
 from tests.rigs.fleet import fleet_on
-from tests.rigs.messages import CONTENT_TYPE, Event, new_id
+from tests.rigs.messages import CONTENT_TYPE, new_id
 
 SEED = 6
 MESSAGES = 300
@@ -35,7 +32,7 @@ async def test_hostile_messages_are_handled_or_buried_while_a_healthy_chat_is_se
     rig: FuzzRun,
 ) -> None:
     healthy = asyncio.create_task(rig.healthy())
-    for target in (*INBOUND, "presence", "exec"):
+    for target in (*INBOUND, "presence"):
         await rig.send(target, range(MESSAGES))
     for target in RPCS:
         await rig.send(target, range(MESSAGES if target in TOOLS[:1] else MESSAGES // 5))
@@ -79,47 +76,6 @@ async def test_no_header_has_power_over_what_others_sent(rig: FuzzRun) -> None:
 
     assert after.first_seq == before.first_seq
     await rig.drained()
-
-
-async def test_an_agent_answers_hostile_requests_and_goes_on(
-    servers: Servers, tmp_path: Path
-) -> None:
-    async with ExecRig.on(servers, tmp_path) as rig, rig.living():
-        asked = list[bytes]()
-
-        async def ask(tool: str, number: int) -> Event | int:
-            known = tool if tool in EXEC_TOOLS else "process_list"
-            body = agent_request(SEED, known, number, rig.chat, rig.agent)
-            if not _names(body, rig):
-                await rig.bus.send(f"workspaced.agent.{rig.chat}.{rig.agent}.{tool}", body)
-                return 0
-            asked.append(body)
-            try:
-                return dict(json.loads((await rig.request(tool, body)).data))
-            except ServiceError as error:
-                return error.code
-
-        answers = await asyncio.gather(
-            *(ask(tool, number) for tool in EXEC_TOOLS for number in range(MESSAGES // 6)),
-            ask("nonsense", 0),
-        )
-        assert {answer for answer in answers if isinstance(answer, int)} <= {0, 409, 413, 429}
-        assert [answer for answer in answers if "the agent failed" in str(answer)] == []
-        assert len(asked) > len(answers) * 3 // 4
-        assert (await rig.done("execute", command="echo on"))["output"] == "on\n"
-        assert {path.name for path in tmp_path.iterdir()} <= {
-            *(".workspaced", "file-0", "file-1", "file-2")
-        }
-
-
-def _names(body: bytes, rig: ExecRig) -> bool:
-    """Return whether a request names the agent, which ignores every other one."""
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError):
-        return False
-    named = isinstance(request, dict) and (request.get("chat_id"), request.get("agent_id"))
-    return named == (rig.chat, rig.agent)
 
 
 async def test_who_asks_for_a_server_and_is_none_gets_no_grant() -> None:

@@ -144,10 +144,6 @@ def _failed_attempt_not_repeated() -> Callable[[], None]:
     return replaced(lifetimes, "_failed", lambda record, _transition, _at: record)
 
 
-def _replaced_workspace_that_runs_not_remembered() -> Callable[[], None]:
-    return replaced(fold, "_with_orphan_mark", lambda record, _at: replace(record, retry=None))
-
-
 def _deleted_on_no_evidence() -> Callable[[], None]:
     """Take the end of any build of a replaced workspace for the end of the workspace."""
     mark = fold._with_orphan_mark
@@ -173,19 +169,22 @@ BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
     "activity ignored": _activity_ignored,
     "cancel not published": _cancel_not_published,
     "failed attempt not repeated": _failed_attempt_not_repeated,
-    "failed stop of a replaced workspace forgotten": _replaced_workspace_that_runs_not_remembered,
     "replaced workspace deleted on no evidence": _deleted_on_no_evidence,
 }
 
 
 SOON: Final = {
     "ack before commit": 1,
+    "alarms deleted before they are handled": 980,
+    "alarms not set again": 28,
     "conflicts ignored": 1,
+    "lost tail of a derived stream not published again": 12,
     "nothing published on a repeat": 10,
+    "older build followed": 3,
+    "purge past unacknowledged events": 6,
     "activity ignored": 116,
     "cancel not published": 19,
     "failed attempt not repeated": 10,
-    "failed stop of a replaced workspace forgotten": 17,
     "replaced workspace deleted on no evidence": 125,
 }
 """The seed to begin with, so that the breakage is caught soon."""

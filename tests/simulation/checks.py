@@ -147,6 +147,11 @@ def unrest(run: Run) -> Iterator[str]:
         if (rested := _rested(run, chat)) is not None:
             yield f"chat {chat.chat_id} has a workspace that rests since {rested}"
     yield from (f"{alarm} is handled, and kept" for alarm, done in store.alarms.items() if done)
+    if (
+        not run.losses
+    ):  # NATS may lose the job of a build that has begun, and nobody requests that again
+        unfinished = run.machine.unfinished()
+        yield from (f"build {build} has begun and not ended" for build in unfinished)
     for name in sorted(set(run.machine.last_words()) - heard(run)):
         yield f"{name}, the end of a workspace's newest build, was never heard"
 

@@ -92,6 +92,15 @@ class Ways:
 
 
 @dataclass
+class HungStep:
+    """A step that goes on when it is told to."""
+
+    chat: str
+    since: float
+    goes_on: Future[None]
+
+
+@dataclass
 class Machine:
     """The state of the machine, which remains when processes on it end."""
 
@@ -105,8 +114,10 @@ class Machine:
     is `half` done."""
     steps: dict[str, Process] = field(default_factory=dict)
     """The builds whose step runs, with the process that runs it; those of dead processes do not count."""
-    hung: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Builds whose step never ends, with their chat and the time when that began."""
+    hung: dict[str, HungStep] = field(default_factory=dict)
+    """The steps that hang, by build."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """How often stops and deletes of each workspace have failed."""
     begun: set[str] = field(default_factory=set)
     """Builds whose step has ever begun."""
     doomed: set[str] = field(default_factory=set)
@@ -136,6 +147,13 @@ class Machine:
             for build in json.loads(content)["builds"]
             if build["finished"]
         }
+
+    def unfinished(self) -> Iterator[str]:
+        """Yield the builds that the journal holds and that have not ended."""
+        for path, content in self.files.items():
+            if path.startswith("/journal/"):
+                builds = json.loads(content)["builds"]
+                yield from (build["build_id"] for build in builds if not build["finished"])
 
     def last_words(self) -> Iterator[tuple[str, str]]:
         """Yield the identity of the last fact of each workspace's newest build, if it has ended."""

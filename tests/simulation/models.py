@@ -30,9 +30,11 @@ from handlers.provisioner.step import Failed
 from handlers.publishing.agent_files import AgentAlreadyRuns, AgentConfig, AgentCredential
 from statemachine.events import Lifecycle, Transition
 from tests.simulation.loop import process_here
-from tests.simulation.machine import DiskPath, Machine, write_atomically
+from tests.simulation.machine import DiskPath, HungStep, Machine, write_atomically
 
 _FAREWELL: Final = 15.0
+MOST_FAILURES: Final = 2
+"""Number of stops and deletes of one workspace that fail: after the fourth one, the next one is made a day later."""
 CREDENTIAL: Final = AgentCredential(seed="", inbox_prefix="")
 
 
@@ -122,9 +124,11 @@ class Builder:
             machine.hung.pop(job.build_id, None)
         chance = machine.loop.random.random
         machine.made[job.build_id] += 1
-        if chance() < machine.ways.fails:
+        if chance() < machine.ways.fails and machine.failed[job.workspace_id] < MOST_FAILURES:
             if job.transition is Transition.START:
                 machine.running[job.workspace_id] = "failed"
+            else:
+                machine.failed[job.workspace_id] += 1
             return Failed("disk full", CODE if chance() < 0.5 else None)
         if job.transition is not Transition.START:
             if job.transition is Transition.DELETE:
@@ -147,8 +151,9 @@ class Builder:
         if job.transition is Transition.START:
             machine.running.setdefault(job.workspace_id, "half")
             if machine.loop.random.random() < machine.ways.hangs:
-                machine.hung[job.build_id] = job.chat_id, machine.loop.now
-                await asyncio.get_running_loop().create_future()
+                goes_on: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                machine.hung[job.build_id] = HungStep(job.chat_id, machine.loop.now, goes_on)
+                await goes_on
         await asyncio.sleep(machine.pace(machine.ways.build))
 
     async def clean_up(self, job: Job, _log: Any, *, new: bool) -> None:

@@ -34,6 +34,8 @@ answered."""
 REST: Final = 7200.0
 """Seconds within which the system must be at rest after the last fault. A stop or delete that fails is tried again
 after 1, 5 and 25 minutes."""
+HANGS: Final = 600.0
+"""Seconds for which the step of a build hangs that the chat no longer follows."""
 IMPATIENCE: Final = 30.0
 """Seconds after which a user cancels a build that hangs, once the faults are over."""
 ASKING: Final = 34.0
@@ -299,7 +301,7 @@ class Run:
             or not checks.is_at_rest(self)
         ):
             await self._look()
-            self._cancel_hung_builds()
+            self._end_hung_builds()
             if self.loop.now > mended + REST or self.violations:
                 self.violations += checks.unrest(self)
                 self.violations += [f"callers wait: {task}" for task in asking if not task.done()]
@@ -314,13 +316,18 @@ class Run:
         if not checks.is_calm(self):
             self.disturbed.append(self.loop.now)
 
-    def _cancel_hung_builds(self) -> None:
-        """Cancel builds whose step never ends: a user loses patience, and does so again after a time."""
-        for build, (chat, since) in list(self.machine.hung.items()):
-            last = self._canceled_again.get(build, since)
-            if self.loop.now > last + IMPATIENCE:
+    def _end_hung_builds(self) -> None:
+        """Cancel builds whose step hangs: a user loses patience, and does so again after a time.
+
+        Nobody can cancel a build that the chat no longer follows. The limit of its provisioner ends it.
+        """
+        for build, step in list(self.machine.hung.items()):
+            if self.callers.builds.get(step.chat) != build:
+                if self.loop.now > step.since + HANGS and not step.goes_on.done():
+                    self.loop.outside(step.goes_on.set_result, None)
+            elif self.loop.now > self._canceled_again.get(build, step.since) + IMPATIENCE:
                 self._canceled_again[build] = self.loop.now
-                cancel = self.callers.cancel_build(chat, build)
+                cancel = self.callers.cancel_build(step.chat, build)
                 self._cancels.add(task := asyncio.create_task(cancel))
                 task.add_done_callback(self._cancels.discard)
 

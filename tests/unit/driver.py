@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Final
 
 from msgspec import structs
@@ -19,7 +20,9 @@ from statemachine.events import (
 )
 from statemachine.states import State
 from statemachine.step import (
+    AlarmRang,
     InboundEvent,
+    Input,
     Loaded,
     PublishAnswer,
     PublishCancel,
@@ -109,8 +112,13 @@ class Desk:
         """The requested builds, including those of replaced workspaces."""
         self.states: list[State] = []
         """The published states, in order."""
+        self.entries: list[str] = []
+        """The types of the entries of the event log."""
         self.told: list[PublishCancel] = []
         """What provisioners were told of canceled builds."""
+        self.unneeded_jobs: set[str] = set()
+        """Builds whose jobs leave the queue, because they were canceled before they began."""
+        self.at = NOW
         self._calls: dict[str, StoredCall] = {}
         self._asked = self._steps = 0
         self.hear(*facts)
@@ -166,8 +174,22 @@ class Desk:
         known = structs.replace(self.known, seed=b"seed %d" % self._steps)
         loaded = Loaded(self.chat, self.open, self._calls)
         received = InboundEvent(fact, event_digest(fact.source, fact.id))
-        taken = step(loaded, [received], known, LIMITS, NOW)
+        self._take_step(loaded, received, known)
+
+    def pass_time(self, by: timedelta) -> Desk:
+        """Let time pass, and the timers that are due take effect."""
+        self.at += by
+        self._steps += 1
+        known = structs.replace(self.known, seed=b"seed %d" % self._steps)
+        loaded = Loaded(self.chat, self.open, self._calls)
+        self._take_step(loaded, AlarmRang(CHAT, (self.at,)), known)
+        return self
+
+    def _take_step(self, loaded: Loaded, received: Input, known: Known) -> None:
+        taken = step(loaded, [received], known, LIMITS, self.at)
         self.chat, self.open = taken.chat, taken.open
+        self.entries += [entry.event.data.name for entry in taken.entries]
+        self.unneeded_jobs |= taken.unneeded_jobs
         self._calls |= taken.calls
         # A step requests the build of a replaced workspace after that of the new one.
         self.jobs += [e.build for e in reversed(taken.effects) if isinstance(e, PublishJob)]

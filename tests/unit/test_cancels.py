@@ -11,8 +11,8 @@ import pytest
 from statemachine import answers
 from statemachine.calls import Policy
 from statemachine.chat import Chat, chat_from_json, chat_to_json
-from statemachine.events import BuildCanceled, BuildStarted, Event, Transition
-from statemachine.machine import decide
+from statemachine.events import BuildCanceled, BuildStarted, Event, Lifecycle, Transition
+from statemachine.machine import Moved, decide
 from statemachine.states import Phase, State
 from statemachine.step import canceled_builds
 from statemachine.timers import TimerKind, timers_of
@@ -39,6 +39,7 @@ from tests.unit.facts import (
     requested,
     started,
     succeeded,
+    then_late,
 )
 from tests.unit.jobs import Jobs
 
@@ -53,7 +54,7 @@ BEFORE: dict[Transition, tuple[list[Event], int]] = {
 
 @pytest.mark.parametrize("transition", BEFORE)
 @pytest.mark.parametrize("end", [succeeded, failed, canceled])
-def test_a_cancel_never_changes_where_the_facts_of_a_build_lead(
+def test_b2b_b3_a_cancel_never_changes_where_the_facts_of_a_build_lead(
     transition: Transition, end: Any
 ) -> None:
     before, number = BEFORE[transition]
@@ -65,7 +66,7 @@ def test_a_cancel_never_changes_where_the_facts_of_a_build_lead(
 
 
 @pytest.mark.parametrize("transition", BEFORE)
-def test_a_build_that_never_ends_is_canceled_whether_it_began_before_or_after_the_cancel(
+def test_b1a_b1b_b2c_a_build_that_never_ends_is_canceled_whether_it_began_before_or_after_the_cancel(
     transition: Transition,
 ) -> None:
     before, number = BEFORE[transition]
@@ -80,7 +81,7 @@ def test_a_build_that_never_ends_is_canceled_whether_it_began_before_or_after_th
     assert waited.cause.type == "workspaced.deadline_passed.v1"
 
 
-def test_a_cancel_brings_the_deadline_forward_and_never_puts_it_back() -> None:
+def test_b2a_b4a_b4b_a_cancel_brings_the_deadline_forward_and_never_puts_it_back() -> None:
     begun = chat(requested(), started())
     at = NOW + timedelta(minutes=1)
     soon = decide(begun, cancel_requested(), at, LIMITS)
@@ -96,7 +97,7 @@ def test_a_cancel_brings_the_deadline_forward_and_never_puts_it_back() -> None:
 
 
 @pytest.mark.parametrize("how", ["start", "create", "delete"])
-def test_provisioners_are_told_of_a_canceled_build_until_it_ends_though_a_newer_one_is_followed(
+def test_b5_provisioners_are_told_of_a_canceled_build_until_it_ends_though_a_newer_one_is_followed(
     how: str,
 ) -> None:
     desk = Desk()
@@ -176,6 +177,51 @@ def test_c4m_a_canceled_delete_leaves_the_workspace_as_it_was_if_it_had_not_begu
     assert end.phase is (Phase.FAILED_DELETE if began else Phase.RUNNING)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_b1c_a_build_that_exceeded_its_limit_is_canceled_at_once(begun: bool) -> None:
+    desk = Desk()
+    desk.create("c")
+    job = desk.job
+    begin = BuildStarted(
+        workspace_id=job.workspace_id,
+        build_id=job.build_id,
+        build_number=1,
+        transition=START,
+    )
+    desk.hear(*([event(begin)] if begun else [])).late()
+
+    desk.hear(cancel_requested())
+
+    assert desk.chat.state is S.BUILD_ABANDONED
+    assert [one.build_id for one in desk.told] == [job.build_id]
+    assert state_changed(desk.chat)["failure"]["reason"] == "build_canceled"
+    assert desk.unneeded_jobs == (set() if begun else {job.build_id})
+
+
+@pytest.mark.parametrize("end", [succeeded, failed, canceled])
+def test_b4c_a_cancel_of_a_build_that_has_ended_does_nothing(end: Any) -> None:
+    ended = chat(requested(), end())
+
+    for cancel in (cancel_requested(), cancel_requested(1)):
+        after = apply(ended, cancel)
+        assert after.outcome == "ignored"
+        assert state_changed(after.chat) == state_changed(ended)
+
+
+@pytest.mark.parametrize("value", [value for value in Lifecycle if value != "created"])
+def test_e4_an_agent_that_was_given_up_shows_by_its_lifecycle_that_it_has_started(
+    value: Lifecycle,
+) -> None:
+    given_up = chat(*then_late(requested(), succeeded()))
+    assert given_up.state is S.AGENT_NOT_READY
+
+    decision = apply(given_up, lifecycle(1, value))
+
+    assert isinstance(decision, Moved)
+    assert decision.steps[0].state is S.SCRIPTS_RUNNING
+    assert decision.chat.agent_status() == "connected"
+
+
 def test_a_build_shows_when_it_began_and_its_pool() -> None:
     asked = chat(requested())
     begun = apply(asked, started())
@@ -199,7 +245,7 @@ def test_a_snapshot_of_an_earlier_version_knows_that_its_build_began() -> None:
 EXIT = exited(137, output="cannot open the workspace")
 
 
-def test_r4_an_agent_that_ended_before_it_connected_is_not_ready_at_once() -> None:
+def test_e1_r4_an_agent_that_ended_before_it_connected_is_not_ready_at_once() -> None:
     end = chat(requested(), succeeded(), EXIT)
     agent = state_changed(end)["agent"]
 
@@ -214,7 +260,7 @@ def test_r4_an_agent_that_ended_before_it_connected_is_not_ready_at_once() -> No
 
 
 @pytest.mark.parametrize("sign", [connected(1), lifecycle(1, "ready")])
-def test_a_connection_undoes_the_end_of_an_agent_whichever_came_first(sign: Event) -> None:
+def test_e2_a_connection_undoes_the_end_of_an_agent_whichever_came_first(sign: Event) -> None:
     facts = [requested(), succeeded()]
     ends = [place(chat(*facts, *order)) for order in permutations([EXIT, sign])]
 
@@ -230,7 +276,7 @@ def test_the_end_of_an_agent_after_its_limit_is_shown_as_before_it() -> None:
     assert place(after) == place(chat(EXIT, of=waiting))
 
 
-def test_the_end_of_an_agent_that_had_connected_is_shown_while_it_is_disconnected() -> None:
+def test_e3_the_end_of_an_agent_that_had_connected_is_shown_while_it_is_disconnected() -> None:
     there = chat(*READY, EXIT)
     gone = chat(*READY, EXIT, lost())
 

@@ -744,6 +744,20 @@ def test_c7b_a_call_that_finds_the_workspace_running_puts_the_end_of_its_lifetim
     assert desk.chat.version == version + 1
 
 
+def test_g6_answers_about_a_workspace_or_a_build_have_the_id_of_the_workspace() -> None:
+    desk = Desk()
+    desk.create("created")
+    Jobs(desk).succeed(agents("main")).connect().live("ready")
+    desk.create("found")
+    desk.start("started")
+    desk.stop("failed")
+    Jobs(desk).fail("disk full")
+    desk.ask("list_templates", "listed")
+
+    assert desk.workspaces.keys() == {"created", "found", "started", "failed"}
+    assert set(desk.workspaces.values()) == {desk.job.workspace_id}
+
+
 def test_c8_two_concurrent_calls_make_one_workspace_and_both_are_answered() -> None:
     desk = Desk()
     assert desk.create("first", name="box") is None

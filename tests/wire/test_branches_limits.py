@@ -1,4 +1,4 @@
-"""The branches in which a limit of a state passes: C2c C3b C3c C4e, S2c S3b, P2c P2d P4a P4b, R4 R6, F1, W1.
+"""The branches in which a limit of a state passes: C2c C3b C3c C4e, S2c S3b, P2c P2d P4a P4b, R4 R6, F1, W1, E4.
 
 Each waits for a limit, so the tests do it for several chats at once.
 """
@@ -229,6 +229,20 @@ async def test_c4e_p4a_r4_create_replaces_a_workspace_whose_agent_did_not_connec
         assert await steps.all_jobs(world, chat) == [job]
 
     await asyncio.gather(answered(), replaced(), stopped(), came_after_all())
+
+
+async def test_e4_an_agent_that_did_not_connect_in_time_shows_by_its_lifecycle_that_it_runs(
+    world: World,
+) -> None:
+    chat = await world.chat()
+    _, agent = await given_agent_timeout(world, chat)
+
+    await agent.report_lifecycle("starting")
+    running = await chat.state("scripts_running")
+    await agent.report_lifecycle("ready")
+    await chat.state("ready")
+
+    assert running["agent"]["status"] == "connected"
 
 
 async def test_c4a_p4a_r6_a_timeout_of_startup_scripts_leaves_the_workspace_in_use(
