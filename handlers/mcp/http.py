@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -32,6 +33,8 @@ _NOBODY: Final = "00000000-0000-0000-0000-000000000000"
 _MAX_BODY: Final = 512 * 1024
 _CALLER: Final = "workspaced.caller"
 """The key of the scope of a request that holds its caller."""
+_MAX_REQUESTS: Final = 10_000
+"""Connections and requests at the same time; further ones get 503."""
 _CHECKED_FOR: Final = 1.0
 """Seconds after which a token is checked again before anything more is sent to its holder."""
 
@@ -106,6 +109,7 @@ class McpHttp:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                limit_concurrency=_MAX_REQUESTS,
                 timeout_graceful_shutdown=1,
                 ssl_certfile=None if certificate is None else str(certificate.file),
                 ssl_keyfile=None if certificate is None else str(certificate.key),
@@ -183,7 +187,7 @@ class McpHttp:
         if scheme.lower() != "bearer" or not token:
             raise _unauthorized("give a token in the header: Authorization: Bearer <token>")
         rights = await self._rights_of(token)
-        caller = caller_of_token(rights, self._checker(token))
+        caller = caller_of_token(rights, self._checker(token, rights["expires_at"]))
         if caller is None:
             raise _Problem(
                 HTTPStatus.FORBIDDEN,
@@ -201,18 +205,23 @@ class McpHttp:
         except WorkspacedError as error:
             raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"try again: {error}") from None
 
-    def _checker(self, token: str) -> Callable[[], Awaitable[None]]:
-        checked = clock()
+    def _checker(self, token: str, expires_at: str) -> Callable[[], Awaitable[None]]:
+        """Return a function that raises MCPError if the token is no longer valid.
+
+        A chat service gets no word of revocations, so it asks again before it sends something to the holder.
+        """
+        checked, end = clock(), datetime.fromisoformat(expires_at)
 
         async def check() -> None:
             nonlocal checked
-            if clock() - checked < _CHECKED_FOR:
-                return
             try:
-                await self._rights_of(token)
+                if datetime.now(UTC) >= end:
+                    raise _unauthorized("the token has expired")
+                if clock() - checked >= _CHECKED_FOR:
+                    await self._rights_of(token)
+                    checked = clock()
             except _Problem as problem:
                 raise MCPError(code=INVALID_REQUEST, message=problem.detail) from None
-            checked = clock()
 
         return check
 

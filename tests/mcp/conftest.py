@@ -41,7 +41,7 @@ echo last line
 [[agent]]
 name = "main"
 """
-WAIT = 3.0
+WAIT = 1.0
 """Seconds for which requests without tasks wait, with and without progress."""
 Era = Literal["auto", "legacy"]
 ENVIRONMENT = {
@@ -177,3 +177,12 @@ def progress() -> Progress:
         seen.append((done, message))
 
     return callback, seen
+
+
+async def result_of_wait(client: Client) -> dict[str, Any]:
+    """Call wait_for_workspace until the open call is answered, as its results ask for."""
+    while True:
+        result = (await client.call_tool("wait_for_workspace", {})).structured_content
+        assert result is not None
+        if result.get("status") != "in_progress":
+            return result

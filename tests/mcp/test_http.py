@@ -6,7 +6,7 @@ import anyio
 import httpx2
 import pytest
 
-from tests.mcp.conftest import INITIALIZE, ChatToken, Era, Gate, Replica, progress
+from tests.mcp.conftest import INITIALIZE, ChatToken, Era, Gate, Replica, progress, result_of_wait
 from tests.rigs.processes import Up
 
 ACCEPT = {"Accept": "application/json, text/event-stream"}
@@ -27,11 +27,9 @@ async def test_a_client_with_a_short_limit_gets_to_a_workspace_that_takes_longer
         assert result["state"] == "building"
 
         gate.open()
-        made = await client.call_tool("wait_for_workspace", {})
-        assert made.structured_content is not None
-        assert made.structured_content["created"] is True
-        again = await client.call_tool("wait_for_workspace", {})
-        assert again.structured_content == made.structured_content
+        made = await result_of_wait(client)
+        assert made["created"] is True
+        assert await result_of_wait(client) == made
 
 
 @pytest.mark.parametrize("era", ["auto", "legacy"])

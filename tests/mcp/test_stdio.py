@@ -21,7 +21,14 @@ from tests.rigs.processes import ROOT, Up, environment
 @pytest.mark.parametrize("era", ["auto", "legacy"])
 async def test_create_reports_progress_until_the_workspace_is_ready(running: Up, era: Era) -> None:
     async with on_stdio(running, f"a chat {new_id()}", era) as client:
-        names = [tool.name for tool in (await client.list_tools()).tools]
+        listed = (await client.list_tools()).tools
+        names = [tool.name for tool in listed]
+        ours = {tool["name"]: tool["inputSchema"] for tool in workspaced.tools("mcp")}
+        assert {t.name: t.input_schema for t in listed if t.name in ours} == ours
+        hints = {tool.name: tool.annotations for tool in listed}
+        assert hints["read_file"].read_only_hint
+        assert hints["create_workspace"].idempotent_hint
+        assert hints["write_file"].destructive_hint
         assert names[:2] == ["create_workspace", "start_workspace"]
         assert names[-2:] == ["wait_for_workspace", "workspace_status"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mcp.shared.exceptions import MCPError
 
-from tests.mcp.conftest import ChatToken, Gate, Replica, on_stdio
+from tests.mcp.conftest import ChatToken, Gate, Replica, on_stdio, result_of_wait
 from tests.mcp.task_client import Tasks, TaskState, cancel, get
 from tests.rigs.messages import new_id
 from tests.rigs.processes import Up
@@ -31,13 +31,13 @@ async def test_a_task_of_create_is_fetched_from_another_replica_after_the_first_
         assert working.status == "working"
         assert working.created_at == task.created_at
         gate.open()
-        made = await client.call_tool("wait_for_workspace", {})
+        made = await result_of_wait(client)
         done = await get(client, task.task_id)
 
     assert done.status == "completed"
     assert done.result is not None
     assert done.result["structuredContent"]["created"] is True
-    assert done.result["structuredContent"] == made.structured_content
+    assert done.result["structuredContent"] == made
     assert not done.result.get("isError")
 
 
@@ -97,7 +97,7 @@ async def test_what_is_answered_within_a_second_is_no_task_and_a_failed_build_is
 
 async def finished(client, task: TaskState) -> dict:
     """Wait for the end of the open call, and return the result of its task."""
-    await client.call_tool("wait_for_workspace", {})
+    await result_of_wait(client)
     done = await get(client, task.task_id)
     assert done.status == "completed"
     assert done.result is not None
@@ -108,7 +108,7 @@ async def test_a_command_is_a_task_until_it_ends_and_a_cancel_sends_term(running
     tasks = Tasks()
     async with on_stdio(running, f"commands {new_id()}", "auto", tasks) as client:
         await client.call_tool("create_workspace", {"template": "python"})
-        await client.call_tool("wait_for_workspace", {})
+        await result_of_wait(client)
         tasks.made.clear()
 
         short = await client.call_tool("execute", {"command": "echo short"})

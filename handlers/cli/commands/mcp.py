@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -39,6 +40,8 @@ _ONLY_ON_STDIO = ("chat", "owner", "owner_name")
 
 async def serve(command: RunMcp, settings: Settings) -> None:
     """Serve MCP on stdio, or over HTTP if the command names a port."""
+    for name in ("mcp", "uvicorn"):  # they log every request
+        logging.getLogger(name).setLevel(logging.WARNING)
     endpoints = locate(settings)
     waits = Waits(settings.mcp_wait, settings.mcp_wait_with_progress)
     if command.http_port is None:
