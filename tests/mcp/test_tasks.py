@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from mcp.shared.exceptions import MCPError
 
-from tests.mcp.conftest import ChatToken, Gate, Replica, on_stdio, result_of_wait
+from tests.mcp.conftest import ChatToken, Gate, Replica, result_of_wait
 from tests.mcp.task_client import Tasks, TaskState, cancel, get
-from tests.rigs.messages import new_id
 from tests.rigs.processes import Up
 
 
@@ -104,9 +103,11 @@ async def finished(client, task: TaskState) -> dict:
     return done.result
 
 
-async def test_a_command_is_a_task_until_it_ends_and_a_cancel_sends_term(running: Up) -> None:
+async def test_a_command_is_a_task_until_it_ends_and_a_cancel_sends_term(
+    replica: Replica, chat: ChatToken
+) -> None:
     tasks = Tasks()
-    async with on_stdio(running, f"commands {new_id()}", "auto", tasks) as client:
+    async with chat.client(replica.url, "auto", tasks) as client:
         await client.call_tool("create_workspace", {"template": "python"})
         await result_of_wait(client)
         tasks.made.clear()
