@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fresh cluster overload left-alone commands faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit hashes sbom format diagram settings schemas reference
+.PHONY: help demo test fresh cluster overload left-alone commands faults faults-quick simulate simulate-breakages fuzz fuzz-http bench bench-quick check audit hashes sbom format diagram settings schemas reference
 SEEDS ?= 1000
 # How often a failed test is run again: a busy machine can make a server too slow for a test. The summary names it.
 RERUNS ?= 1
@@ -86,6 +86,9 @@ simulate-breakages: $(INSTALLED)  ## Remove each protection, and check that the 
 
 fuzz: $(INSTALLED)  ## Send hostile messages to each inbound subject and rpc: MESSAGES=100000 SEED=n
 	$(BIN)/python -m tests.fuzz --messages $(or $(MESSAGES),100000) $(if $(SEED),--seed $(SEED))
+
+fuzz-http: $(INSTALLED)  ## Compare the HTTP interface with its OpenAPI document: EXAMPLES=100 a route
+	HTTP_EXAMPLES=$(or $(EXAMPLES),100) $(BIN)/python -m pytest tests/wire/test_http.py -k schemathesis $(ARGS)
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix-only .

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import Any, Final, Protocol
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
-from handlers.gateway import replies
+from handlers.gateway import replies, requests
 from statemachine import messages
+from statemachine.states import STATE_INFO
 
 PATH: Final = "/openapi.json"
 _REF: Final = "#/components/schemas/{model}"
@@ -36,37 +37,50 @@ _UUID: Final = {
     "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
 }
 _TOKEN: Final = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$"}
-_WAIT: Final = {"type": "number", "minimum": 0}
+_WAIT: Final = {"anyOf": [{"type": "number", "minimum": 0}, {"enum": [None, ""]}]}
 _TEXT: Final = {"type": "string"}
-_INTEGER: Final = {"type": "integer", "minimum": 0}
+_WITHOUT_NUL: Final = "^[^\\u0000]*$"
+_WHOLE: Final = {"type": "integer", "exclusiveMinimum": -(10**19), "exclusiveMaximum": 10**19}
+_PAGE: Final = {"anyOf": [_WHOLE, {"enum": [""]}]}
+_PLAIN: Final = {"type": "string", "pattern": _WITHOUT_NUL}
+_JSON: Final = {
+    "description": "Any JSON; no text contains NUL.",
+    "anyOf": [
+        {"type": ["null", "boolean", "number"]},
+        _PLAIN,
+        {"type": "array", "items": {"$ref": _REF.format(model="Json")}},
+        {"$ref": _REF.format(model="JsonObject")},
+    ],
+}
+_JSON_OBJECT: Final = {
+    "type": "object",
+    "propertyNames": {"pattern": _WITHOUT_NUL},
+    "additionalProperties": {"$ref": _REF.format(model="Json")},
+}
 
-_QUERIES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+_BODIES: Final[Mapping[str, type[BaseModel]]] = {
+    "call_tool": requests.ToolBody,
+    "cancel_build": requests.CancelBuildBody,
+    "keep": requests.KeepBody,
+}
+"""The body of a route: its model without the fields that the path has."""
+_QUERIES: Final[Mapping[str, type[BaseModel]]] = {
+    "list_chats": requests.ChatsBody,
+    "read_events": requests.EventsBody,
+    "read_log": requests.LogBody,
+}
+"""The query of a route, in the same way."""
+_MORE: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+    "call_tool": {"wait_seconds": _WAIT},
+    "list_chats": {"state": {"enum": ["", *sorted({about.wire for about in STATE_INFO.values()})]}},
     "get_call": {"wait_seconds": _WAIT},
-    "list_chats": {
-        "organization_id": _UUID,
-        "owner_id": _UUID,
-        "state": _TEXT,
-        "cursor": _UUID,
-    },
-    "read_events": {"after": _INTEGER},
-    "read_log": {"after": _INTEGER},
-    "list_templates": {"organization_id": _UUID, "query": _TEXT, "page": {"type": "integer"}},
+    "list_templates": {"organization_id": _UUID, "query": _PLAIN, "page": _PAGE},
     "read_template": {"organization_id": _UUID},
     "stream": {"chat": {"type": "array", "items": _UUID, "maxItems": 100}},
 }
-_BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
-    "call_tool": {
-        "call_id": _TOKEN,
-        "organization_id": _UUID,
-        "owner_id": _UUID,
-        "owner_name": {"type": "string", "minLength": 1, "maxLength": 255},
-        "args": {"type": "object"},
-        "wait_seconds": _WAIT,
-    },
-    "cancel_build": {"build_id": _UUID, "reason": _TEXT},
-    "keep": {"seconds": {"type": "number", "exclusiveMinimum": 0}},
-}
-_REQUIRED: Final[Mapping[str, list[str]]] = {"keep": ["seconds"]}
+"""What a route takes besides or more exactly, in its body or, if it has none, in its query. All may be absent."""
+_OF_THE_TOKEN: Final = frozenset(("organization_id", "owner_id", "owner_name"))
+"""Fields that may be absent if the token has them."""
 _REPLIES: Final[Mapping[str, Any]] = {
     "call_tool": messages.ToolResolved,
     "get_call": messages.ToolResolved,
@@ -97,7 +111,12 @@ _PROBLEM: Final = {
 @cache
 def document(routes: tuple[Described, ...]) -> dict[str, Any]:
     """Return the document that describes these routes."""
-    schemas: dict[str, Any] = {"Problem": _PROBLEM, "Accepted": _ACCEPTED}
+    schemas: dict[str, Any] = {
+        "Problem": _PROBLEM,
+        "Accepted": _ACCEPTED,
+        "Json": _JSON,
+        "JsonObject": _JSON_OBJECT,
+    }
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
@@ -121,14 +140,20 @@ def _operation(route: Described, schemas: dict[str, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.answer,
         "summary": route.summary,
-        "parameters": [*_path_parameters(route.path), *_query_parameters(route.answer)],
+        "parameters": [*_path_parameters(route.path), *_query_parameters(route)],
         "responses": _responses(route, schemas),
     }
-    if route.answer in _BODIES:
-        schema = {"type": "object", "properties": _BODIES[route.answer]}
-        if required := _REQUIRED.get(route.answer):
-            schema["required"] = required
-        operation["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+    if (body := _BODIES.get(route.answer)) is not None:
+        properties = _properties(body, route, nothing=(None, ""))
+        properties |= _MORE.get(route.answer, {})
+        required = sorted(_required(body) & properties.keys())
+        schema = {**_JSON_OBJECT, "properties": properties, "required": required}
+        if not required:
+            schema["type"] = ["object", "null"]
+        operation["requestBody"] = {
+            "content": {"application/json": {"schema": schema}},
+            "required": bool(required),
+        }
     return operation
 
 
@@ -138,9 +163,49 @@ def _path_parameters(path: str) -> Iterable[dict[str, Any]]:
         yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 
-def _query_parameters(answer: str) -> Iterable[dict[str, Any]]:
-    for name, schema in _QUERIES.get(answer, {}).items():
+def _query_parameters(route: Described) -> Iterable[dict[str, Any]]:
+    query = _QUERIES.get(route.answer)
+    schemas = {} if query is None else _properties(query, route, nothing=("",))
+    if route.answer not in _BODIES:
+        schemas |= _MORE.get(route.answer, {})
+    for name, schema in schemas.items():
         yield {"name": name, "in": "query", "required": False, "schema": schema}
+
+
+def _properties(
+    model: type[BaseModel], route: Described, *, nothing: Sequence[str | None]
+) -> dict[str, Mapping[str, Any]]:
+    """Return the schemas of a model's fields that are not in the path.
+
+    `nothing`: the values that an optional field may have instead of its own.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, schema in model.model_json_schema()["properties"].items():
+        if f"{{{name}}}" in route.path:
+            continue
+        options = [
+            _without_nul(part)
+            for part in schema.get("anyOf", [schema])
+            if part.get("type") != "null"
+        ]
+        if name not in _required(model):
+            options.append({"enum": list(nothing)})
+        found[name] = {"anyOf": options}
+    return found
+
+
+def _without_nul(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    if schema["type"] == "object":
+        return {"$ref": _REF.format(model="JsonObject")}
+    if schema["type"] == "string" and "pattern" not in schema:
+        return {**schema, "pattern": _WITHOUT_NUL}
+    return schema
+
+
+def _required(model: type[BaseModel]) -> frozenset[str]:
+    """Return the fields that must be given, also by the holder of a token that has an owner."""
+    fields = {name for name, field in model.model_fields.items() if field.is_required()}
+    return frozenset(fields) - _OF_THE_TOKEN
 
 
 def _responses(route: Described, schemas: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import re
 import stat
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -483,3 +488,31 @@ async def test_many_streams_are_open_at_once(world: World, operator: HttpClient)
             await seen.acquire()
         _, job = await world.building(chat)
     await world.provisioner.fail(job)
+
+
+# -- the document and the server ------------------------------------------------------------------
+
+
+async def test_schemathesis_finds_no_difference_between_document_and_gateway(
+    world: World, operator: HttpClient, tmp_path: Path
+) -> None:
+    """`make fuzz-http` runs the same with more examples and another seed each time."""
+    more = os.environ.get("HTTP_EXAMPLES")
+    settings = tmp_path / "schemathesis.toml"
+    # An operator's token has no organization, and waiting for calls that nobody makes shows nothing.
+    fixed = {"query.organization_id": json.dumps(ORGANIZATION), "query.wait_seconds": "0"}
+    lines = [f'"{name}" = {value}\n' for name, value in fixed.items()]
+    settings.write_text("".join(("[parameters]\n", *lines)))
+    done = await asyncio.create_subprocess_exec(
+        *(Path(sys.executable).with_name("schemathesis"), "--config-file", settings, "run"),
+        *(f"{operator.url}/openapi.json", "--header", f"Authorization: Bearer {operator.token}"),
+        *("--exclude-path", "/v1/stream", "--phases", "coverage,fuzzing", "--no-color"),
+        *(("--max-examples", more) if more else ("--max-examples", "3", "--seed", "1")),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await done.communicate()
+
+    assert done.returncode == 0, said.decode()
+    assert re.search(r"[1-9][0-9]{2,} generated, [0-9]+ passed", said.decode()), said.decode()
