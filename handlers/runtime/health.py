@@ -7,6 +7,7 @@ subclasses `aiohttp.web.Server`, because an `aiohttp.web.Application` cannot lim
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -213,25 +214,27 @@ class RateLimiter:
     def take(self, address: str) -> bool:
         """Count a request; return whether the address may send it now."""
         now = self._now()
-        tokens, since = self._buckets.pop(address, (float(self._burst), now))
-        tokens = min(self._burst, tokens + (now - since) * self._rate)
+        tokens = self._left(address, now)
         allowed = tokens >= 1
+        self._buckets.pop(address, None)
         self._buckets[address] = (tokens - 1 if allowed else tokens, now)
         if len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)
         return allowed
 
-    def give_back(self, address: str) -> None:
-        """Do not count the latest request of the address."""
-        if (known := self._buckets.get(address)) is not None:
-            self._buckets[address] = (min(self._burst, known[0] + 1), known[1])
+    def allows(self, address: str) -> bool:
+        """Return whether the address may send a request now, without counting it."""
+        return self._left(address, self._now()) >= 1
+
+    def _left(self, address: str, now: float) -> float:
+        tokens, since = self._buckets.get(address, (float(self._burst), now))
+        return min(self._burst, tokens + (now - since) * self._rate)
 
 
 class LimitedServer(web.Server):
     """Limits connections and requests of each address; answers 429 beyond the rate.
 
-    A connection whose client identified itself to the interface is limited no more: neither its life nor the
-    rate of its requests.
+    Requests to the interface whose clients identify themselves are not counted, and their connections may last.
     """
 
     def __init__(self, server: HttpServer) -> None:
@@ -269,18 +272,36 @@ class LimitedServer(web.Server):
             known[1].cancel()
         super().connection_lost(handler, exc)
 
-    def _trust(self, request: BaseRequest) -> None:
-        """Let a connection last, and its next requests pass."""
-        if (known := self._open.get(request.protocol)) is not None:
-            known[1].cancel()
-        self._limiter.give_back(request.remote or "")
-
     async def _serve(self, request: BaseRequest) -> web.StreamResponse:
-        if not self._limiter.take(request.remote or ""):
-            body = {"status": "too many requests"}
-            response = web.json_response(body, status=429, headers={"Retry-After": "1"})
-            response.force_close()
-            return response
+        address = request.remote or ""
         if self._server.api is None or request.path in _HEALTH_PATHS:
+            if not self._limiter.take(address):
+                return _too_many({"status": "too many requests"}, "application/json")
             return await self._server.health(request)
-        return await self._server.api(request, self._trust)
+        if not self._limiter.allows(address):
+            detail = (
+                "this address sent too many requests without a valid token; try again in a second"
+            )
+            problem = {"status": 429, "title": "Too Many Requests", "detail": detail}
+            return _too_many(problem, "application/problem+json")
+        trusted = False
+
+        def trust(request: BaseRequest) -> None:
+            nonlocal trusted
+            trusted = True
+            if (known := self._open.get(request.protocol)) is not None:
+                known[1].cancel()
+
+        try:
+            return await self._server.api(request, trust)
+        finally:
+            if not trusted:
+                self._limiter.take(address)
+
+
+def _too_many(body: Mapping[str, object], content_type: str) -> web.Response:
+    headers = {"Retry-After": "1"}
+    data = json.dumps(body).encode()
+    response = web.Response(body=data, status=429, headers=headers, content_type=content_type)
+    response.force_close()
+    return response

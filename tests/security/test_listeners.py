@@ -9,12 +9,15 @@ from contextlib import asynccontextmanager
 from itertools import count
 
 import pytest
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
 
 from handlers.runtime import health
 from handlers.runtime.health import (
     ADDRESSES,
     BURST,
     CONNECTIONS_PER_ADDRESS,
+    Api,
     RateLimiter,
     http_server,
 )
@@ -23,11 +26,12 @@ HERE, OTHER = "127.0.0.1", "127.0.0.2"
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[int]:
+async def serving(api: Api | None = None) -> AsyncIterator[int]:
     """Run a health server that reports no problem; yield its port."""
     with socket.create_server((HERE, 0)) as free:
         port = int(free.getsockname()[1])
-    async with http_server(HERE, port, {}):
+    async with http_server(HERE, port, {}) as server:
+        server.api = api
         yield port
 
 
@@ -51,6 +55,23 @@ def get(path: str, *headers: str) -> bytes:
 
 def status(answer: bytes) -> int:
     return int(answer.split()[1])
+
+
+async def test_requests_with_a_valid_token_are_not_counted_and_others_are() -> None:
+    async def api(request: BaseRequest, trust: Callable[[BaseRequest], None]) -> web.Response:
+        if request.path == "/known":
+            trust(request)
+        return web.Response()
+
+    async with serving(api) as port:
+        known = [status(await asked(port, get("/known"))) for _ in range(BURST + 20)]
+        unknown = [await asked(port, get("/unknown")) for _ in range(BURST + 20)]
+
+    assert known == [200] * (BURST + 20)
+    assert [status(answer) for answer in unknown[:BURST]] == [200] * BURST
+    assert status(unknown[-1]) == 429
+    assert b"Content-Type: application/problem+json\r\n" in unknown[-1]
+    assert b"without a valid token" in unknown[-1]
 
 
 async def test_one_address_gets_429_beyond_its_rate_and_others_are_served() -> None:

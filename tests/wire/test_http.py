@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.rigs.client import Chat, ServiceError
 from tests.rigs.http import HttpClient, http_client
 from tests.rigs.messages import new_id
+from tests.rigs.processes import resident_mib
 from tests.rigs.world import ORGANIZATION, World
 
 
@@ -232,6 +234,12 @@ async def test_a_request_without_a_valid_token_is_refused(operator: HttpClient) 
     for token in (None, "none"):
         status, _ = await replace(operator, token=token).ask("GET", "/v1/chats")
         assert status == 401
+
+
+async def test_many_requests_with_a_token_may_come_at_once(operator: HttpClient) -> None:
+    answers = await asyncio.gather(*(operator.ask("GET", "/v1/chats") for _ in range(150)))
+
+    assert [status for status, _ in answers] == [200] * 150
 
 
 async def test_the_operators_token_is_private(world: World) -> None:
@@ -471,23 +479,48 @@ async def test_a_stream_of_all_chats_is_for_operators(world: World, operator: Ht
     assert (await service.ask("GET", "/v1/stream"))[0] == 403
 
 
-async def test_many_streams_are_open_at_once(world: World, operator: HttpClient) -> None:
+async def test_many_streams_at_once_take_little_memory_and_it_stays_flat(
+    world: World, operator: HttpClient
+) -> None:
+    """With STREAMS=1000 for more of them."""
     chat = await world.chat()
     frontend = await with_token(world, operator, "frontend", chat_ids=[chat.id])
-    async with asyncio.TaskGroup() as group:
+    _, job = await world.building(chat)
+    streams, lines, at_once = int(os.environ.get("STREAMS", "100")), 100, 10
+    up = world.deployment.up
+    assert up is not None
+    reached, before = asyncio.Semaphore(0), resident_mib(up.process.pid)
 
-        async def follow() -> None:
-            async with frontend.stream("/v1/stream") as stream:
-                await stream.next("state")
-                seen.release()
-                await stream.state("building")
+    async def follow(session: aiohttp.ClientSession) -> list[int]:
+        async with replace(frontend, session=session).stream("/v1/stream") as stream:
+            await stream.state("building")
+            reached.release()
+            seen = []
+            while len(seen) < lines:
+                seen.append((await stream.next("log")).data["data"]["sequence"])
+                if len(seen) % at_once == 0:
+                    reached.release()
+            return seen
 
-        seen = asyncio.Semaphore(0)
-        followers = [group.create_task(follow()) for _ in range(100)]
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+        asyncio.TaskGroup() as group,
+    ):
+        followers = [group.create_task(follow(session)) for _ in range(streams)]
         for _ in followers:
-            await seen.acquire()
-        _, job = await world.building(chat)
+            await reached.acquire()
+        opened = resident_mib(up.process.pid)
+        for number in range(1, lines + 1):
+            await world.provisioner.log(job.data, number, "a line " * 20)
+            if number % at_once == 0:
+                for _ in followers:
+                    await reached.acquire()
+    after = resident_mib(up.process.pid)
     await world.provisioner.fail(job)
+
+    assert all(follower.result() == list(range(1, lines + 1)) for follower in followers)
+    assert opened - before < 20 + streams * 0.2, (before, opened)
+    assert after - opened < 20, (opened, after)
 
 
 # -- the document and the server ------------------------------------------------------------------
