@@ -12,6 +12,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import pytest
+import workspaced
 
 from tests.cli.template_folders import FAILING, QUICK, folder
 from tests.rigs.messages import new_id
@@ -78,6 +79,33 @@ class TestTool:
         assert json.loads(failed.stdout).keys() == {"error", "build_id", "workspace_id"}
         assert "on my way" in failed.stderr
         assert "build_failed" in failed.stderr
+
+    def test_create_start_and_stop_name_the_template_and_act_for_the_owner_of_the_chat(
+        self, running: Up, template: str
+    ) -> None:
+        chat, owner = new_id(), new_id()
+        args = ("-p", "greeting=howdy", "--owner", owner, "--owner-name", "ada", "--chat", chat)
+
+        created = running.run("create", "quick", *args, "--name", "mine")
+        stopped = running.data("stop", chat, "--json")
+        started = running.data("start", chat, "--json", "-p", "greeting=again")
+        refused = running.run("stop", chat, "--owner", new_id())
+        running.data("stop", chat, "--json")
+
+        assert created.returncode == 0, created.stderr
+        assert json.loads(created.stdout)["workspace_name"] == "ada/mine"
+        assert "howdy from the build" in created.stderr
+        assert stopped["stopped"] is True
+        assert started["started"] is True
+        assert refused.returncode == 1
+        assert "owner" in json.loads(refused.stdout)["error"]
+
+    @pytest.mark.parametrize("name", ["openai", "anthropic", "mcp"])
+    def test_the_tools_for_models_are_printed_without_a_server(self, name: str) -> None:
+        printed = run("tool", "--schema", "--format", name)
+
+        assert printed.returncode == 0, printed.stderr
+        assert json.loads(printed.stdout) == workspaced.tools(name)  # type: ignore[arg-type]
 
     def test_the_same_call_id_returns_the_same_answer(self, running: Up) -> None:
         chat = new_id()
