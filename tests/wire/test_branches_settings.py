@@ -108,7 +108,7 @@ async def assert_stopped_by_lifetime(world: World, chat: Chat, start: Job, numbe
     assert (stop.workspace_id, stop.build_number) == (start.workspace_id, number)
 
 
-async def test_c7_workers_stop_a_workspace_whose_lifetime_is_over(
+async def test_c7_d3a_workers_stop_a_workspace_whose_lifetime_is_over(
     world: World, change_setting: ChangeSetting
 ) -> None:
     bare, agent, elsewhere = await world.chat(), await world.chat(), await world.chat()
@@ -150,7 +150,7 @@ async def test_c7_a_failed_stop_does_not_extend_the_lifetime(
 
 
 @pytest.mark.parametrize("how", ["failed", "canceled"])
-async def test_c7_a_stop_after_the_lifetime_that_does_not_succeed_is_tried_again_after_a_minute(
+async def test_c7_d3b_a_stop_after_the_lifetime_that_does_not_succeed_is_tried_again_after_a_minute(
     world: World, change_setting: ChangeSetting, how: str
 ) -> None:
     chat = await world.chat()
@@ -168,7 +168,7 @@ async def test_c7_a_stop_after_the_lifetime_that_does_not_succeed_is_tried_again
     assert tried_again == ended + timedelta(minutes=1)
 
 
-async def test_c7b_calls_activity_and_keep_put_the_end_of_a_lifetime_off(
+async def test_c7b_d1b_d2a_d2b_calls_activity_and_keep_put_the_end_of_a_lifetime_off(
     world: World, change_setting: ChangeSetting
 ) -> None:
     chat = await world.chat()
@@ -194,7 +194,7 @@ async def test_c7b_calls_activity_and_keep_put_the_end_of_a_lifetime_off(
             await world.service.rpc("keep", chat_id=chat.id, seconds=wrong)
 
 
-async def test_c7b_activity_and_calls_keep_a_workspace_running(
+async def test_c7b_d1a_activity_and_calls_keep_a_workspace_running(
     world: World, change_setting: ChangeSetting
 ) -> None:
     chat, alone = await world.chat(), await world.chat()
@@ -217,7 +217,7 @@ async def test_c7b_activity_and_calls_keep_a_workspace_running(
     assert chat.now["cause"]["type"] == "workspaced.agent_activity.v1"
 
 
-async def test_a_workspace_that_rests_is_deleted_and_a_changed_setting_holds_at_once(
+async def test_n1_a_workspace_that_rests_is_deleted_and_a_changed_setting_holds_at_once(
     world: World, change_setting: ChangeSetting
 ) -> None:
     chat, failed = await world.chat(), await world.chat()

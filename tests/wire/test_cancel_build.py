@@ -44,7 +44,7 @@ async def last_batch_published(chat: Chat) -> None:
     await chat.call("list_templates")
 
 
-async def test_a_build_that_has_not_begun_is_canceled_at_once(world: World) -> None:
+async def test_b1a_a_build_that_has_not_begun_is_canceled_at_once(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
@@ -61,7 +61,7 @@ async def test_a_build_that_has_not_begun_is_canceled_at_once(world: World) -> N
 
 
 @TRANSITIONS
-async def test_the_job_of_a_canceled_build_that_has_not_begun_leaves_the_queue(
+async def test_b1a_b1b_the_job_of_a_canceled_build_that_has_not_begun_leaves_the_queue(
     world: World, transition: str
 ) -> None:
     """Although the provisioner has it, and has not acked it."""
@@ -118,7 +118,7 @@ async def sequences_of_jobs(world: World, pool: str) -> list[int]:
 
 
 @TRANSITIONS
-async def test_a_build_that_has_begun_is_canceled_when_its_provisioner_confirms_it(
+async def test_b2a_a_build_that_has_begun_is_canceled_when_its_provisioner_confirms_it(
     world: World, transition: str
 ) -> None:
     chat = await world.chat()
@@ -150,7 +150,7 @@ def _cause(event: Event) -> Event:
     return {key: event[key] for key in ("source", "id", "type")}
 
 
-async def test_a_build_that_succeeds_although_it_was_canceled_counts(world: World) -> None:
+async def test_b2b_a_build_that_succeeds_although_it_was_canceled_counts(world: World) -> None:
     chat, unbegun = await world.chat(), await world.chat()
     call, job = await world.building(chat)
     await world.provisioner.publish_event("build_started", job)
@@ -170,7 +170,7 @@ async def test_a_build_that_succeeds_although_it_was_canceled_counts(world: Worl
         assert await cancel(world, one) == {"canceled": False}
 
 
-async def test_every_report_of_the_start_of_a_canceled_build_is_answered_with_the_request(
+async def test_b5_every_report_of_the_start_of_a_canceled_build_is_answered_with_the_request(
     world: World,
 ) -> None:
     chat = await world.chat()
@@ -201,7 +201,7 @@ async def test_every_report_of_the_start_of_a_canceled_build_is_answered_with_th
 
 
 @pytest.mark.parametrize("known", [True, False])
-async def test_a_cancel_of_a_chat_without_a_build_in_flight_does_nothing(
+async def test_b4c_a_cancel_of_a_chat_without_a_build_in_flight_does_nothing(
     world: World, known: bool
 ) -> None:
     chat = await world.chat()
@@ -216,7 +216,7 @@ async def test_a_cancel_of_a_chat_without_a_build_in_flight_does_nothing(
     assert chat.path == (["building", "agent_connecting", "scripts_running", "ready"] * known)
 
 
-async def test_the_provisioners_of_the_pool_learn_of_a_canceled_build(world: World) -> None:
+async def test_b4b_the_provisioners_of_the_pool_learn_of_a_canceled_build(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     heard = await world.provisioner.hear(f"workspaced.cancel.{world.provisioner.pool}")
@@ -237,7 +237,7 @@ async def test_the_provisioners_of_the_pool_learn_of_a_canceled_build(world: Wor
     assert failed["build"]["pool"] == world.provisioner.pool
 
 
-async def test_the_end_of_an_agent_that_never_connected_is_told_at_once(world: World) -> None:
+async def test_e1_the_end_of_an_agent_that_never_connected_is_told_at_once(world: World) -> None:
     chat = await world.chat()
     call, job, agent = await world.connecting(chat)
 
@@ -254,7 +254,7 @@ async def test_the_end_of_an_agent_that_never_connected_is_told_at_once(world: W
     assert result["agent_error"] == failed["failure"]["message"]
 
 
-async def test_the_end_of_an_agent_that_had_connected_is_the_reason_while_it_is_away(
+async def test_e3_the_end_of_an_agent_that_had_connected_is_the_reason_while_it_is_away(
     world: World,
 ) -> None:
     chat = await world.chat()
@@ -276,7 +276,7 @@ async def test_the_end_of_an_agent_that_had_connected_is_the_reason_while_it_is_
     assert (here["agent"]["status"], here["agent"]["reason"]) == ("connected", None)
 
 
-async def test_an_agent_that_connects_after_its_end_was_reported_undoes_it(world: World) -> None:
+async def test_e2_an_agent_that_connects_after_its_end_was_reported_undoes_it(world: World) -> None:
     chat = await world.chat()
     call, job, agent = await world.connecting(chat)
     await world.provisioner.publish_event("agent_exited", job, agent_id=agent.id, exit_code=1)

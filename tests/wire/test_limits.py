@@ -156,7 +156,7 @@ async def test_a_stop_has_a_timeout(world: World) -> None:
 
 
 @pytest.mark.parametrize("transition", ["start", "stop"])
-async def test_a_canceled_build_that_nobody_confirms_ends_after_a_timeout(
+async def test_b2c_b3_a_canceled_build_that_nobody_confirms_ends_after_a_timeout(
     world: World, transition: str
 ) -> None:
     chat = await world.chat()
@@ -191,7 +191,7 @@ async def test_a_canceled_build_that_nobody_confirms_ends_after_a_timeout(
     await chat.state("ready" if transition == "start" else "stopped")
 
 
-async def test_a_build_that_exceeded_its_limit_is_canceled_at_once(world: World) -> None:
+async def test_b1c_a_build_that_exceeded_its_limit_is_canceled_at_once(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
     await world.provisioner.publish_event("build_started", job)
