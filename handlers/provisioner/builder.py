@@ -129,6 +129,13 @@ class Builder:
             workspace = self.directory_of(job.workspace_id)
             await self._discard(job, workspace, log, _CLEAN_UP_TIMEOUT, even_if_step_fails=False)
 
+    async def abandon(self, workspace_id: str, build_id: str, *, remove: bool) -> None:
+        """End the processes of a canceled build whose job is not at hand; `remove` its files as well."""
+        await end_marked(f"WORKSPACED_BUILD_ID={build_id}", grace=0)
+        if remove:
+            await end_marked(f"WORKSPACED_WORKSPACE_ID={workspace_id}", grace=_GRACE)
+            await _run_to_end(_remove, self.directory_of(workspace_id))
+
     async def _start(
         self, job: Job, workspace: Path, log: BuildLog, *, new: bool
     ) -> Succeeded | Failed:

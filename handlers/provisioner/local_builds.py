@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from workspaced.provisioning.jobs import Built, JobHead
-from workspaced.provisioning.journal import Journal
+from workspaced.provisioning.journal import Build, Journal
 from workspaced.provisioning.session import provisioner_fault
 
 from handlers.provisioner.agent_supervisor import AgentSupervisor
@@ -81,6 +81,18 @@ class LocalBuilds:
         await self._agents.shut_down(record, at_once=True)
         record.agents = []
         await self._builder.clean_up(job, log, new=record.new)
+
+    async def abandon(self, record: LocalWorkspace, build: Build) -> None:
+        """End the agents and processes of the build and, if it was to start a new workspace, remove its files.
+
+        The delete step does not run: it is in the job.
+        """
+        remove = False
+        if record.newest is build:  # otherwise agents and files are those of a newer build
+            await self._agents.shut_down(record, at_once=True)
+            record.agents = []
+            remove = record.new and build.transition == Transition.START.value
+        await self._builder.abandon(record.workspace_id, build.build_id, remove=remove)
 
     def ended(self, record: LocalWorkspace) -> None:
         """Keep the workspace's agents running; the journal decides now whether it counts for the quota."""

@@ -192,6 +192,31 @@ async def test_an_agent_gets_its_key_and_what_happens_without_a_job_is_reported(
     assert "transition" not in exited
 
 
+async def test_an_agent_that_is_gone_before_its_build_has_ended_is_reported_after_it(
+    workspaced: Any, rig: Rig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent_id, unknown = str(uuid4()), str(uuid4())
+
+    async def build(job: Any) -> Any:
+        for agent in (agent_id, unknown):
+            await made.agent_exited(job.workspace_id, agent, exit_code=3)
+        return workspaced.Built([workspaced.BuiltAgent("main", id=agent_id)])
+
+    async with serving(workspaced, rig, build, tmp_path) as made:
+        await rig.ask()
+        exited = (await rig.fact("agent_exited"))["data"]
+
+    events = [json.loads(one.data) for one in rig.facts.all]
+    # A fact may be published again, with the same id.
+    names = {one["id"]: one["type"] for one in events if one["subject"] == rig.chat.id}
+    order = [
+        f"workspaced.{name}.v1" for name in ("build_started", "build_succeeded", "agent_exited")
+    ]
+    assert list(names.values()) == order
+    assert (exited["agent_id"], exited["exit_code"]) == (agent_id, 3)
+    assert f"the end of agent {unknown} is not reported" in caplog.text
+
+
 async def test_facts_of_an_open_build_are_published_again_after_a_reconnect(
     workspaced: Any, rig: Rig, tmp_path: Path
 ) -> None:

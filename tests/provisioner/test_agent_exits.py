@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from workspaced.provisioning.session import Session
 
 from handlers.provisioner.agent_exits import OUTPUT_SIZE, AgentExit, last_lines
 from handlers.publishing import agent_files
+from handlers.publishing.build_log import BuildLog
 from handlers.sandbox.policy import Confinement, Mechanism
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer
@@ -75,6 +77,29 @@ async def test_an_agent_that_ends_before_it_connects_is_reported_and_not_started
     assert exited["source"] == "/provisioner/here"
     assert exited["traceparent"].split("-")[1] == "0af7651916cd43dd8448eb211c80319c"
     assert again == once_more == exited
+
+
+async def test_the_end_of_an_agent_that_ends_before_the_success_is_stored_follows_it(
+    rig: Rig, provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported, report = asyncio.Event(), Session.report_exit
+
+    async def report_exit(*arguments: Any) -> None:
+        await report(*arguments)
+        reported.set()
+
+    async def drained(*_: object) -> None:
+        await reported.wait()
+
+    monkeypatch.setattr(Session, "report_exit", report_exit)
+    monkeypatch.setattr(BuildLog, "drained", drained)
+    async with provisioning(agent_command=script("exit 7")):
+        await started(rig)
+        await rig.fact(type="agent_exited")
+
+    # A fact may be published again, with the same id.
+    names = {fact["id"]: fact["type"].split(".")[1] for fact in rig.facts()}
+    assert list(names.values()) == ["build_started", "build_succeeded", "agent_exited"]
 
 
 async def test_the_launcher_of_a_template_may_be_what_fails(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -361,21 +362,90 @@ async def test_a_cancel_that_was_missed_is_obeyed_after_a_restart_and_a_reconnec
         assert not workspace.exists()
 
 
-async def test_a_build_that_began_is_canceled_though_its_job_is_gone(
-    rig: Rig, provisioning: Provisioning, worker: Worker
-) -> None:
-    version = rig.version({})
-    job = rig.job(1, version=version, build={"start": "echo running; sleep 1000"})
+async def begin_and_lose(rig: Rig, provisioning: Provisioning, job: Event) -> None:
+    """Begin a build whose step prints `running`, end the provisioner, and take the job out of the queue."""
     async with provisioning():
         build = await rig.ask(job)
         await rig.until(lambda: "running" in rig.output(build), "the step runs")
     await rig.bus.purge(JOB.name, (await rig.bus.stream_info(JOB.name)).last)
+
+
+async def test_nothing_is_left_of_a_build_that_is_canceled_after_a_crash_and_whose_job_is_gone(
+    rig: Rig, provisioning: Provisioning, worker: Worker, workspace: Path
+) -> None:
+    version = rig.version({})
+    job = rig.job(1, version=version, build={"start": "mkdir half; echo running; sleep 1000"})
+    await begin_and_lose(rig, provisioning, job)
+    # A provisioner that is killed leaves the processes of its step.
+    marked = {**os.environ, "WORKSPACED_BUILD_ID": job["build_id"]}
+    left = await asyncio.create_subprocess_exec("sleep", "1000", env=marked)
     await worker.cancel(job)  # nobody hears it
-    async with provisioning():
-        await canceled(rig, job)
-        ended = await rig.ended(await rig.ask(rig.job(2, version=version)))
+    try:
+        assert (workspace / "half").exists()
+        async with provisioning():
+            await canceled(rig, job)
+            assert not workspace.exists()
+            assert find_marked(f"WORKSPACED_BUILD_ID={job['build_id']}") == []
+            ended = await rig.ended(await rig.ask(rig.job(2, version=version)))
+    finally:
+        with suppress(ProcessLookupError):
+            left.kill()
+        await left.wait()
 
     assert ended["type"] == "workspaced.build_succeeded.v1"
+
+
+async def test_a_job_that_arrives_while_its_canceled_build_is_removed_is_not_run(
+    rig: Rig,
+    provisioning: Provisioning,
+    worker: Worker,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    begun, go_on, abandon = asyncio.Event(), asyncio.Event(), builder.Builder.abandon
+
+    async def slowly(*arguments: Any, **more: Any) -> None:
+        begun.set()
+        await go_on.wait()
+        await abandon(*arguments, **more)
+
+    monkeypatch.setattr(builder.Builder, "abandon", slowly)
+    version = rig.version({})
+    step = f"echo run >> {tmp_path}/runs; echo running; sleep 1000"
+    job = rig.job(1, version=version, build={"start": step})
+    await begin_and_lose(rig, provisioning, job)
+    await worker.cancel(job)  # nobody hears it
+    async with provisioning(), asyncio.timeout(PATIENCE):
+        await begun.wait()
+        await rig.ask(job)
+        # Its end shows that the provisioner has taken everything before.
+        await rig.ended(await rig.ask(rig.job(1, version=version, workspace_id=new_id())))
+        assert not rig.facts(type="build_canceled")
+        go_on.set()
+        await canceled(rig, job)
+        await rig.ended(await rig.ask(rig.job(2, version=version)))
+
+    assert (tmp_path / "runs").read_text() == "run\n"
+    assert len({fact["id"] for fact in rig.facts(type="build_canceled")}) == 1
+
+
+async def test_the_agents_of_a_newer_build_stay_when_an_older_one_that_began_is_canceled(
+    rig: Rig, provisioning: Provisioning, worker: Worker, workspace: Path
+) -> None:
+    version, agent = rig.version({}), ("/bin/sh", "-c", "exec sleep 1000")
+    job = rig.job(1, version=version, build={"start": "echo running; sleep 1000"})
+    await begin_and_lose(rig, provisioning, job)
+    async with provisioning(agent_command=agent):
+        newer = rig.job(2, version=version, agent=[{"name": "main"}])
+        (made,) = (await rig.ended(await rig.ask(newer)))["data"]["agents"]
+        await worker.cancel(job)
+        await canceled(rig, job)
+        supervised = find_marked(f"WORKSPACED_AGENT_ID={made['id']}")
+        await rig.ended(await rig.ask(rig.job(3, "delete", version=version)))
+
+    assert supervised
+    assert not rig.facts(type="agent_exited")
 
 
 async def test_facts_of_open_builds_are_published_again_after_a_reconnect(

@@ -54,6 +54,22 @@ class Delivery(Protocol):
         ...
 
 
+class NoDelivery:
+    """Stands for the delivery of a job that is not in hand, so there is nothing to acknowledge."""
+
+    data = b""
+    reply = ""
+
+    async def ack(self) -> None:
+        """Do nothing."""
+
+    async def in_progress(self) -> None:
+        """Do nothing."""
+
+    async def nak(self) -> None:
+        """Do nothing."""
+
+
 class Link(Protocol):
     """A connection to the bus with the key of a provisioner."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from workspaced.build_log import BuildLog
 from workspaced.errors import WorkspacedError
 from workspaced.provisioning.jobs import BuildFailed, Built, Job, JobHead, StartJob, read_job
-from workspaced.provisioning.journal import Journal, Workspace, locked
+from workspaced.provisioning.journal import Build, Journal, Workspace, locked
 from workspaced.provisioning.link import Link, NatsLink, connected
 from workspaced.provisioning.masking import Mask
 from workspaced.provisioning.session import BUILDS, Session
@@ -95,6 +95,14 @@ class FunctionBuilds:
         except Exception as error:  # noqa: BLE001 — any error of the function
             _report("the clean-up function failed", job, error, mask)
             raise BuildFailed(_shown(str(error), mask)) from None
+
+    async def abandon(self, record: Workspace, build: Build) -> None:
+        """Warn: the clean-up function needs the job."""
+        if self._clean_up is not None:
+            _log.warning(
+                "build %s of workspace %s is canceled without its job; the clean-up function is not called",
+                *(build.build_id, record.workspace_id),
+            )
 
     def ended(self, record: Workspace) -> None:
         """Do nothing: the function has done everything."""

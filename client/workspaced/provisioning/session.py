@@ -17,7 +17,7 @@ from workspaced.errors import WorkspacedError
 from workspaced.events import Fact, new_fact
 from workspaced.provisioning.jobs import BadJob, BuildFailed, Built, Job, JobHead, read_cancel
 from workspaced.provisioning.journal import Build, Journal, Workspace
-from workspaced.provisioning.link import Delivery, Link
+from workspaced.provisioning.link import Delivery, Link, NoDelivery
 from workspaced.provisioning.scheduler import QueuedJob, Scheduler
 from workspaced.tasks import cancel_and_wait, together
 
@@ -71,6 +71,10 @@ class Builds(Protocol[J, W_contra, L]):
         """Remove what a canceled build has left."""
         ...
 
+    async def abandon(self, record: W_contra, build: Build) -> None:
+        """Remove what a canceled build has left that an earlier process began and whose job is not at hand."""
+        ...
+
     def ended(self, record: W_contra) -> None:
         """Continue after a build of the workspace has ended and is saved, perhaps by an earlier process."""
         ...
@@ -120,6 +124,10 @@ class Session(Generic[J, W, L]):
         self._scheduler: Scheduler[J] = Scheduler(self._run_job, concurrency)
         self._unanswered: dict[Delivery, None] = {}
         self._cancels = Cancels()
+        self._ending: set[str] = set()
+        """Builds that have ended and whose terminal fact is not stored yet; facts after it wait for it."""
+        self._early_exits: dict[str, dict[str, Mapping[str, Any]]] = {}
+        """The ends of agents reported before the build that lists them ended: by workspace, then by agent."""
         self._leaving = asyncio.Event()
 
     async def run(self, ready: asyncio.Event | None = None) -> None:
@@ -188,6 +196,9 @@ class Session(Generic[J, W, L]):
             queued = QueuedJob(error.head, None, str(error), delivery)
         self._unanswered[delivery] = None
         self._touch_alive_file()
+        self._schedule(queued)
+
+    def _schedule(self, queued: QueuedJob[J]) -> None:
         head = queued.head
         queued.highest = self.journal.of(head.workspace_id, head.chat_id).highest
         if head.build_id in self._cancels:
@@ -217,9 +228,9 @@ class Session(Generic[J, W, L]):
         except Exception:  # noqa: BLE001 — it must not stop other jobs
             # Its job comes again, to this provisioner or another one.
             _log.exception("build %s can't be answered", queued.head.build_id)
-            self._unanswered.pop(queued.delivery)
+            self._unanswered.pop(queued.delivery, None)
         else:
-            self._unanswered.pop(queued.delivery)
+            self._unanswered.pop(queued.delivery, None)
             await queued.delivery.ack()
 
     async def _answer(self, queued: QueuedJob[J]) -> None:
@@ -237,9 +248,15 @@ class Session(Generic[J, W, L]):
         begun = build is not None
         build = build or record.add(Build(head.build_id, head.build_number, head.transition))
         unwanted = queued.late or queued.canceled.is_set()
-        if head.build_number < highest or (unwanted and not begun):
+        jobless = queued.job is None and queued.canceled.is_set()
+        if head.build_number < highest or jobless or (unwanted and not begun):
+            if begun:
+                await self._abandon(record, build)
             self._finish(record, build, head, None)
-            await self._store(build.facts[-1])
+            end = build.facts[-1]
+            if begun:
+                self._builds.ended(record)
+            await self._store(end)
         else:
             await self._run_build(queued, record, build)
 
@@ -262,6 +279,11 @@ class Session(Generic[J, W, L]):
                 _log.exception("build %s failed in the provisioner", head.build_id)
                 outcome = provisioner_fault(fault)
             outcome = self._finish(record, build, head, outcome)
+            ends_at = len(build.facts) - 1
+            # From now on its agents may end, which adds facts.
+            self._ending.add(head.build_id)
+            for agent_id, ended in self._early_exits.pop(head.workspace_id, {}).items():
+                self._add_exit(head.workspace_id, agent_id, ended)
             self._builds.ended(record)
             if isinstance(outcome, BuildFailed):
                 log.verdict(head.transition, f"{outcome}\n")
@@ -269,8 +291,12 @@ class Session(Generic[J, W, L]):
             await log.drained(_LAST_LINES)
             for started in tasks[1:]:
                 await started
-            await self._store(build.facts[-1])
+            await self._store(build.facts[ends_at])
+            self._ending.remove(head.build_id)
+            for fact in build.facts[ends_at + 1 :]:
+                await self._publish(fact)
         finally:
+            self._ending.discard(head.build_id)
             await cancel_and_wait(*tasks)
             log.close()
         with suppress(OSError):
@@ -373,16 +399,21 @@ class Session(Generic[J, W, L]):
             self._scheduler.spawn(self._answer_without_job(workspace_id, build_id))
 
     async def _answer_without_job(self, workspace_id: str, build_id: str) -> None:
-        """Publish the terminal fact of a build that began here, and what follows it.
+        """Answer the request to cancel a build that began here and whose job is not in hand.
 
-        If the process that began it was killed, its job may be gone: workers take the job of a canceled build
-        out of the queue as long as they do not know that it has begun. Then the build ends here.
+        If the build has ended, its terminal fact, and what follows it, is published again. Otherwise the process
+        that began it was killed, and its job may be gone: workers take the job of a canceled build out of the
+        queue as long as they do not know that it has begun. Then the build ends here, in the queue of its
+        workspace: if its job arrives meanwhile, it finds that the build has ended.
         """
         record = self.journal.find(workspace_id)
         build = None if record is None else record.find(build_id)
         if record is None or build is None:
             return
-        if not build.finished:
+        if build.finished:
+            for fact in build.facts[1:] or build.facts:
+                await self._publish(fact)
+        elif not self._scheduler.find(workspace_id, build_id):
             head = JobHead.model_validate(
                 {
                     "chat_id": record.chat_id,
@@ -393,21 +424,44 @@ class Session(Generic[J, W, L]):
                     "traceparent": build.traceparent,
                 }
             )
-            self._finish(record, build, head, None)
-        for fact in build.facts[1:] or build.facts:
-            await self._publish(fact)
+            self._schedule(QueuedJob(head, None, "it is not in hand", NoDelivery()))
+
+    async def _abandon(self, record: W, build: Build) -> None:
+        """Remove what a canceled build has left whose job is not run again."""
+        try:
+            await self._builds.abandon(record, build)
+        except Exception:  # noqa: BLE001 — the build is canceled nevertheless
+            _log.exception("what build %s has left can't be removed", build.build_id)
 
     # -- facts ---------------------------------------------------------------------------------
 
     async def report_exit(self, workspace_id: str, agent_id: str, ended: Mapping[str, Any]) -> None:
-        """Save that an agent is gone and not started again, and publish it.
+        """Save that an agent is gone and not started again, and publish it after its build's success.
 
-        `ended` has what is known of `exit_code`, `signal` and `output`.
+        `ended` has what is known of `exit_code`, `signal` and `output`. An agent that no build lists yet may be
+        one of the build that is under way: then this is remembered until the build ends.
         """
         record = self.journal.find(workspace_id)
+        listed = record is not None and record.creator_of(agent_id) is not None
+        if not listed and self._scheduler.has(workspace_id):
+            self._early_exits.setdefault(workspace_id, {})[agent_id] = ended
+        elif (build := self._add_exit(workspace_id, agent_id, ended)) is not None:
+            fact = build.facts[-1]
+            if build.build_id not in self._ending:
+                await self._publish(fact)
+
+    def _add_exit(self, workspace_id: str, agent_id: str, ended: Mapping[str, Any]) -> Build | None:
+        """Save that an agent is gone; return the build that created it, or None if the agent should not run."""
+        record = self.journal.find(workspace_id)
         build = None if record is None else record.creator_of(agent_id)
-        if record is None or build is None or agent_id not in record.agents:
-            return
+        if record is None or build is None:
+            _log.warning(
+                "the end of agent %s is not reported: no build of workspace %s lists this agent",
+                *(agent_id, workspace_id),
+            )
+            return None
+        if agent_id not in record.agents:
+            return None
         data = {
             "workspace_id": workspace_id,
             "build_id": build.build_id,
@@ -422,7 +476,7 @@ class Session(Generic[J, W, L]):
             self.journal.save(record)
         except OSError:  # the next process reports it
             _log.exception("the end of agent %s can't be saved", agent_id)
-        await self._publish(fact)
+        return build
 
     async def report_stop(self, workspace_id: str) -> None:
         """Report a stop made elsewhere, unless the workspace does not run or a build is under way."""
