@@ -18,6 +18,7 @@ from workspaced import build_log
 
 from bus import subjects
 from docs.generate_schemas import CHANNELS, PARAMETERS, RPCS, TOOLS, Channel, Json, Schemas, schemas
+from handlers.access.accounts import FRONTENDS_RPC
 from handlers.access.issued_keys import agent_grant, frontend_grant, max_lifetime
 from handlers.access.permissions import PERMISSIONS, Permissions, provisioner_permissions
 from handlers.gateway import exec_calls, gateway, http, queries, requests, tool_calls
@@ -115,9 +116,7 @@ READERS: Final[Mapping[str, Reader]] = {
         frontend_grant(
             name="key", chat_ids=(_CHAT,), expires_at=_LATER, exec_allowed=True
         ).permissions,
-        _permitted_rpcs(
-            frontend_grant(name="key", chat_ids=(_CHAT,), expires_at=_LATER).permissions
-        ),
+        (FRONTENDS_RPC,),  # permitted by an import of their account, not by the key
         (_lifetime("frontend"), ("chats of one key", "100"), *_LOG_LIMITS[1:]),
         (
             "Events of commands (`workspaced.ui.{chat_id}.exec.…`) come only if the key was issued with `exec: true`.",

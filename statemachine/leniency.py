@@ -67,7 +67,12 @@ for the message."""
 _LONGEST_NUMBER: Final = 40
 """Maximum number of characters of a number that an error message repeats."""
 _LARGE_POWER: Final = 53
-_OF_NAMES: Final = "{1,128}$"
+_PATTERNS: Final[Mapping[str, str]] = {
+    "{1,128}$": "must be 1 to 128 of A-Z, a-z, 0-9, _ and -",
+    "-[0-9a-f]{12}$": "must be a lower-case UUID",
+    "[0-7]{3,4}$": "must be three or four octal digits, for example 0644",
+}
+"""The end of a pattern -> the words for a text that does not match it."""
 _LEFT_OUT: Final = ": left out"
 
 
@@ -326,6 +331,6 @@ def _bound(limit: float) -> str:
 
 
 def _pattern_message(error: ErrorDetails) -> str:
-    if error["ctx"]["pattern"].endswith(_OF_NAMES):
-        return "must be 1 to 128 of A-Z, a-z, 0-9, _ and -"
-    return "must be a lower-case UUID"
+    pattern = error["ctx"]["pattern"]
+    words = (words for end, words in _PATTERNS.items() if pattern.endswith(end))
+    return next(words, f"does not match the pattern {pattern}")

@@ -301,7 +301,7 @@ async def test_wrong_arguments_are_named(workspace: Workspace) -> None:
         ("process_input", {}, "exec_id"),
         ("process_signal", {"exec_id": new_id()}, "signal"),
         ("read_file", {}, "path"),
-        ("write_file", {"path": "x", "content": "", "mode": "rw"}, "mode"),
+        ("write_file", {"path": "x", "content": "", "mode": "rw"}, "octal digits"),
         ("edit_file", {"path": "x", "edits": [{"old": "a"}]}, "new"),
         ("list_files", {"depth": 0}, "depth"),
     ):
