@@ -70,6 +70,9 @@ class _Client(Client):
         except BaseException:
             if self._transport is not None:  # nats-py leaves this socket open and opens another one
                 self._transport.close()  # type: ignore[no-untyped-call]
+                if self._current_server and self._current_server.uri.scheme in ("nats", "tls"):
+                    # After a failed TLS handshake, waiting for the end of the stream may not end.
+                    self._transport = None
             raise
 
 
@@ -455,6 +458,11 @@ async def open_connection(
         reason = connection._error or str(error) or type(error).__name__  # noqa: SLF001
         with suppress(Exception):
             await client.close()
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            raise Unavailable(
+                f"the certificate of {connection._url} can't be verified ({reason}): trust the CA that signed it, with "  # noqa: SLF001
+                "`tls=ssl.create_default_context(cafile=…)`; commands have WORKSPACED_NATS_CA and --nats-ca for that"
+            ) from None
         if "authorization" in reason.lower():
             raise Rejected(f"NATS at {connection._url} does not accept the key: {reason}") from None  # noqa: SLF001
         raise Unavailable(f"no NATS at {connection._url}: {reason}") from None  # noqa: SLF001

@@ -42,7 +42,7 @@ def main() -> int:
     results = carry_out(plan)
     starts = cold(plan.starts)
     ran = commands.commands(*plan.commands)
-    found = [*tables(plan, results, starts, machine)]
+    found = [*tables(plan, results, starts, ran.keys, machine)]
     if ran.rows:
         found.insert(-1, commands.table(ran))
     kept = {

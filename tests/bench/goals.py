@@ -64,7 +64,9 @@ _BOUNDS = ((ratios.EVENTS, 0.65, None), (ratios.CHATS, 0.5, 0.6), (ratios.CPU, 3
 """What the ratios to the sketch must reach, and the goals beyond."""
 
 
-def verdicts(plan: Plan, results: Results, starts: dict[str, list[float]]) -> list[Verdict]:
+def verdicts(
+    plan: Plan, results: Results, starts: dict[str, list[float]], keys: list[float]
+) -> list[Verdict]:
     """Judge every goal of the plan's parts by the medians of this run."""
     found = [
         *_latency(results),
@@ -73,6 +75,13 @@ def verdicts(plan: Plan, results: Results, starts: dict[str, list[float]]) -> li
         *_waiting(results),
         *_age(results),
         *_starts(results, starts),
+        _absolute(
+            parts.EXEC,
+            "key to echo through `workspaced exec -t`, median",
+            statistics.median(keys) if keys else None,
+            5.0,
+            unit=" ms",
+        ),
     ]
     return [verdict for verdict in found if verdict.part in plan.parts]
 

@@ -40,9 +40,14 @@ class Table:
 
 
 def tables(
-    plan: Plan, results: Results, starts: dict[str, list[float]], machine: dict[str, Any]
+    plan: Plan,
+    results: Results,
+    starts: dict[str, list[float]],
+    keys: list[float],
+    machine: dict[str, Any],
 ) -> list[Table]:
     """Return all tables, the goals last."""
+    judged = goals.verdicts(plan, results, starts, keys)
     found = [
         _latency(results),
         *_throughputs(results),
@@ -54,7 +59,7 @@ def tables(
         _flows(results),
         _not_run(results),
         _machine(machine, results),
-        Table("Goals", goals.HEAD, [v.cells() for v in goals.verdicts(plan, results, starts)]),
+        Table("Goals", goals.HEAD, [verdict.cells() for verdict in judged]),
     ]
     return [table for table in found if table.rows]
 

@@ -53,7 +53,7 @@ def test_the_benchmark_answers_all_chats_over_the_wire_and_reports_them() -> Non
     assert not results.not_run
     verified = {line["measure"]: line["verify"] for line in results.lines if "verify" in line}
     assert verified == {"latency": "ok", "twice": "ok", "throughput": "ok"}
-    found = tables(plan, results, {}, MACHINE)
+    found = tables(plan, results, {}, [], MACHINE)
     text = "".join(table.text() for table in found)
     assert PRODUCT.title in text
     assert "Goals" in text
@@ -94,7 +94,7 @@ def test_the_full_plan_has_every_system_and_every_measure_of_workspaced() -> Non
 def test_a_part_alone_judges_only_its_own_goals(part: str) -> None:
     plan = full(parts=[part])
 
-    judged = verdicts(plan, Results(), {})
+    judged = verdicts(plan, Results(), {}, [])
 
     assert {verdict.part for verdict in judged} == {part}
     assert (plan.starts > 0) == (part == STARTS)

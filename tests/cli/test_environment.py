@@ -222,7 +222,7 @@ def test_an_empty_required_flag_is_missing(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         command_parser().parse_args(["token", "issue", "--role", ""])
 
-    assert "required: --chat" in capsys.readouterr().err
+    assert "required: --role" in capsys.readouterr().err
 
 
 def test_values_that_look_empty_or_like_flags_are_kept(tmp_path: Path) -> None:

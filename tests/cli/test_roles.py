@@ -71,7 +71,7 @@ def test_a_provisioner_logs_once_that_it_waits_for_a_template_of_its_pool(
 
     assert created["created"] is True
     assert status == 0
-    assert process.output().count("pool late") == 1
+    assert process.output().count("no template of pool late") == 1
 
 
 def test_a_provisioner_with_a_key_for_another_pool_ends_with_an_error(

@@ -196,7 +196,7 @@ async def test_an_old_job_is_deleted_when_another_one_is_written(shelf: Shelf) -
 async def test_answered_calls_of_a_day_are_listed_by_page(shelf: Shelf) -> None:
     chat_id = uid()
     stored = [answered(call(chat_id, name)) for name in ("a", "b", "c")]
-    waiting = replace(stored[0], call=call(chat_id, "d"), answer=None)
+    waiting = structs.replace(stored[0], call=call(chat_id, "d"), answer=None)
     await write(shelf.store, Changes(calls=[*stored, waiting]))
 
     first = await shelf.store.recovery.answered_calls(limit=2)

@@ -100,12 +100,16 @@ async def test_c8_200_concurrent_creates_make_one_workspace(fleet: Fleet, world:
 
 @dataclass
 class Builder:
-    """Builds the jobs of one chat, some with failures, and checks that there is one job at a time."""
+    """Builds the jobs of one chat, some with failures, and checks that a workspace has one job at a time.
+
+    A replaced workspace is stopped or deleted beside the builds of the new one.
+    """
 
     world: World
     chat: Chat
     random: Random
-    under_way: set[str] = field(default_factory=set)
+    under_way: dict[str, Job] = field(default_factory=dict)
+    """The job of each workspace."""
     breaches: list[str] = field(default_factory=list)
     done: list[Job] = field(default_factory=list)
 
@@ -114,9 +118,9 @@ class Builder:
         async with asyncio.TaskGroup() as tasks:
             for number in range(1, 1000):
                 job = (await self.world.provisioner.jobs.count(number))[number - 1]
-                if self.under_way:
-                    self.breaches.append(f"{job} while {self.under_way} are under way")
-                self.under_way.add(job.build_id)
+                if (other := self.under_way.get(job.workspace_id)) is not None:
+                    self.breaches.append(f"{job} while {other} is under way")
+                self.under_way[job.workspace_id] = job
                 tasks.create_task(self.build(job))
 
     async def build(self, job: Job) -> None:
@@ -124,7 +128,7 @@ class Builder:
         for _ in range(self.random.randrange(4)):
             await self.world.service.rpc("get_chat", chat_id=self.chat.id)
         how = self.random.choice(("succeeded", "succeeded", "succeeded", "failed", "canceled"))
-        self.under_way.discard(job.build_id)  # the next job may arrive before this PubAck
+        self.under_way.pop(job.workspace_id, None)  # the next job may arrive before this PubAck
         self.done.append(job)
         if how == "succeeded" and job.transition == "start":
             listed = agent_entry()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.rigs.client import Chat, Job, Participant, ServiceError
 from tests.rigs.messages import Event, agent_entry, new_id
-from tests.rigs.world import ORGANIZATION, World, template_folder
+from tests.rigs.world import World, template_folder
 from tests.wire import steps
 
 TRANSITIONS = pytest.mark.parametrize("transition", ["start", "stop", "delete"])
@@ -90,8 +90,10 @@ async def test_a_canceled_job_that_nobody_has_taken_leaves_the_queue(
     text = 'name = "unserved"\npool = "unserved"\n'
     assert world.deployment.up is not None
     folder = template_folder(tmp_path, "unserved", text)
-    pushed = world.deployment.up.data("template", "push", folder, "--organization", ORGANIZATION)
     chat = await world.chat()
+    chat.organization_id = new_id()  # other tests list the templates of the tests' organization
+    words = ("template", "push", folder, "--organization", chat.organization_id)
+    pushed = world.deployment.up.data(*words)
     call = await steps.request_create(world, chat, template_id=pushed["template_id"])
     building = await chat.state("building")
     await last_batch_published(chat)

@@ -139,7 +139,7 @@ class Session(Generic[J, W, L]):
         await self._hand_back_unfinished()
         # Workers may have missed the last facts of the process before.
         resend_requested.set()
-        _log.info("provisioner %s serves pool %s", self._name, self._pool)
+        _log.info("provisioner is ready: %s serves pool %s", self._name, self._pool)
         if ready is not None:
             ready.set()
 
