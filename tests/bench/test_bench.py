@@ -98,7 +98,7 @@ def test_a_part_alone_judges_only_its_own_goals(part: str) -> None:
 
     assert {verdict.part for verdict in judged} == {part}
     assert (plan.starts > 0) == (part == STARTS)
-    assert plan.tasks
+    assert plan.tasks or any(plan.commands)
 
 
 @pytest.mark.parametrize(
