@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from statemachine.calls import Answered, Wait
-from statemachine.chat import UNSETTLED, Chat
+from statemachine.chat import UNSETTLED, Chat, never_present
 from statemachine.events import Lifecycle
 from statemachine.mask import MASK
 from statemachine.messages import (
@@ -22,7 +22,7 @@ from statemachine.messages import (
     ValuesRefused,
 )
 from statemachine.parameters import Misfits, Option, Parameter, masked
-from statemachine.states import State
+from statemachine.states import STATE_INFO, Phase, State
 from statemachine.templates import Preset, Template, shown_readme
 from statemachine.workspace import Unselectable, choose_agent
 
@@ -53,6 +53,9 @@ def readiness(chat: Chat) -> Readiness:
     if isinstance(chosen, Unselectable):
         return {"agent_status": "selection_error", "agent_error": chosen.message}
     facts = chat.agent_facts(chosen.id)
+    left_running = chat.phase is Phase.RUNNING and STATE_INFO[state].phase is Phase.FAILED_STOP
+    if left_running and not (facts and facts.ever_present):
+        return {"agent_status": "not_ready", "agent_error": never_present(chosen, facts)}
     lifecycle = facts.lifecycle if facts else None
     settled = lifecycle not in (None, Lifecycle.READY, *UNSETTLED)
     if settled or state is State.SCRIPTS_FAILED:

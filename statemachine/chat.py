@@ -220,6 +220,17 @@ def _with_lifecycle(facts: AgentFacts, fact: events.AgentLifecycle, *, newest: b
     return new
 
 
+def never_present(agent: BuiltAgent | None, facts: AgentFacts | None) -> str:
+    """Return the message for a chosen agent that has never connected; `facts` are its reports, if there are any."""
+    name = f" '{agent.name}'" if agent else ""
+    if facts is not None and facts.exited_unseen:
+        return (
+            f"the workspace was built, but its agent{name} ended before it connected: "
+            f"{facts.gone_because}"
+        )
+    return f"the workspace was built, but its agent{name} did not connect in time"
+
+
 class Failure(Value, frozen=True):
     """The reason for the state `failed`, with a message."""
 
@@ -326,17 +337,22 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
     @property
     def expires_at(self) -> datetime | None:
         """When a timer has to stop the workspace: at `stops_at`, unless an earlier version has tried it already."""
-        current = self.current
-        if current is None or ((start := current.start_build) is not None and start.expired):
-            return None
-        return current.stops_at(given_up=self._phase_of_state is Phase.FAILED_STOP)
+        start = self.start_build
+        return None if start is not None and start.expired else self.stops_at
 
     @property
     def stops_at(self) -> datetime | None:
-        """When workers stop the current workspace if nobody uses it; None while it does not run or has no lifetime."""
-        if self.current is None or self.phase is Phase.FAILED_DELETE:
+        """When workers stop the current workspace if nobody uses it; None while it does not run or has no lifetime.
+
+        A stop that ran out of time may have left the workspace running, like one that failed.
+        """
+        current, info = self.current, STATE_INFO[self.state]
+        if current is None:
             return None
-        return self.current.stops_at(given_up=self._phase_of_state is Phase.FAILED_STOP)
+        given_up = Phase.FAILED_STOP in (info.phase, info.end_rejected)
+        if given_up and current.phase_left is Phase.FAILED_DELETE:
+            return None
+        return current.stops_at(given_up=given_up)
 
     @property
     def phase(self) -> Phase:
@@ -378,7 +394,7 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
             return True
         facts = self.agent_facts(chosen.id)
         if facts is None or facts.connected is None:
-            return not STATE_INFO[self.state].overdue
+            return STATE_INFO[self.state].limit is Limit.AGENT_CONNECT
         return facts.connected
 
     @property

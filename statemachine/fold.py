@@ -74,7 +74,7 @@ def fold(chat: Chat, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR09
             | events.BuildFailed()
             | events.BuildCanceled()
         ):
-            return _build_fact(chat, data, event.time, at)
+            return _build_fact(chat, data, at)
         case events.WorkspaceDeleted():
             return _deleted(chat, data)
         case (
@@ -124,7 +124,7 @@ def fold(chat: Chat, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR09
 
 
 def _with_fact(
-    record: WorkspaceRecord, fact: events.ProvisionerFact, time: datetime, at: datetime
+    record: WorkspaceRecord, fact: events.ProvisionerFact, at: datetime
 ) -> WorkspaceRecord:
     """Fold a provisioner's fact about one of a workspace's builds."""
     record = _with_names(record, fact)
@@ -136,7 +136,7 @@ def _with_fact(
     newest = record.build
     if newest is not None and newest.id == fact.build_id:
         return replace(record, build=_build_with_fact(newest, fact, at))
-    seen = first_seen(newest, fact, time, at)
+    seen = first_seen(newest, fact, at)
     if newest is None or fact.build_number > newest.number:
         return _with_newer_build(record, seen)
     return replace(
@@ -186,18 +186,13 @@ def _canceled(record: WorkspaceRecord) -> tuple[Build, ...]:
     return tuple(kept.values())[-MAX_CANCELED:]
 
 
-def first_seen(
-    previous: Build | None, fact: events.ProvisionerFact, time: datetime, at: datetime
-) -> Build:
-    """Return the new build that `fact` is the first to report. Other data are taken from the build `previous`.
-
-    `time` is the time of the fact by its sender's clock; `at` is the present time, from which limits count.
-    """
+def first_seen(previous: Build | None, fact: events.ProvisionerFact, at: datetime) -> Build:
+    """Return the new build that `fact` is the first to report. Other data are taken from the build `previous`."""
     build = Build(
         id=fact.build_id,
         number=fact.build_number,
         transition=fact.transition,
-        started_at=time,
+        started_at=at,
         elsewhere=True,
     )
     if previous is not None:
@@ -355,13 +350,13 @@ def _requested(chat: Chat, asked: events.BuildRequested, time: datetime, at: dat
     return _follow(chat, current, _with_newer_build(current, build))
 
 
-def _build_fact(chat: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime) -> Folded:
+def _build_fact(chat: Chat, fact: events.ProvisionerFact, at: datetime) -> Folded:
     if (unmoved := _not_current(chat, fact.workspace_id)) is not None:
-        return Folded(chat=_previous_with_fact(chat, fact, time, at), unmoved=unmoved)
+        return Folded(chat=_previous_with_fact(chat, fact, at), unmoved=unmoved)
     if chat.current is None:
         chat = _bind(chat, WorkspaceRecord(id=fact.workspace_id))
     before = chat.current or WorkspaceRecord(id=fact.workspace_id)
-    after = _with_fact(before, fact, time, at)
+    after = _with_fact(before, fact, at)
     build = before.build
     if after.build is not None and (build is None or after.build.id != build.id):
         return _follow(chat, before, after)
@@ -389,15 +384,13 @@ def _cancel_requested(chat: Chat, asked: events.BuildCancelRequested, at: dateti
     )
 
 
-def _previous_with_fact(
-    chat: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime
-) -> Chat:
+def _previous_with_fact(chat: Chat, fact: events.ProvisionerFact, at: datetime) -> Chat:
     """Fold a provisioner's fact about a workspace that is not the chat's."""
     known = chat.previous_workspace(fact.workspace_id)
     before = known or WorkspaceRecord(id=fact.workspace_id, ours=False)
     if before.deleted:
         return chat
-    after = _with_fact(before, fact, time, at)
+    after = _with_fact(before, fact, at)
     if after.build is None or after.build.id != fact.build_id:
         return _remember(chat, after)
     if before.build is None or before.build.id != fact.build_id:

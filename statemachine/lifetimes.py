@@ -200,7 +200,8 @@ def resting(chat: Chat) -> Iterator[tuple[WorkspaceRecord, datetime]]:
     current = chat.current
     build = None if current is None or current.retry is not None else current.build
     if current is not None and build is not None and chat.phase in _RESTS:
-        yield current, build.ended_at or build.started_at
+        # Workers may have given its last build up; then the chat has changed at that time, and not since then.
+        yield current, build.ended_at or chat.changed_at or build.started_at
     for record in chat.previous:
         build = record.build
         at_rest = record.ours and record.orphaned_at is None and record.retry is None

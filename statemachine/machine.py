@@ -60,7 +60,7 @@ from msgspec.structs import replace
 from transitions import Machine
 
 from statemachine import fold, lifetimes
-from statemachine.chat import Cause, Chat, Failure, Limits
+from statemachine.chat import Cause, Chat, Failure, Limits, never_present
 from statemachine.events import Event, Lifecycle, Transition
 from statemachine.fold import Unmoved
 from statemachine.states import STATE_INFO, FailureReason, Limit, State
@@ -405,14 +405,8 @@ def _message(chat: Chat, reason: FailureReason) -> str:
             choice = choose_agent(outcome.agents) if outcome and outcome.agents else None
             return choice.message if isinstance(choice, Unselectable) else "no agent can be chosen"
         case FailureReason.AGENT_NOT_READY:
-            name = f" '{chat.chosen.name}'" if chat.chosen else ""
             facts = chat.agent_facts(chat.chosen.id) if chat.chosen else None
-            if facts is not None and facts.exited_unseen:
-                return (
-                    f"the workspace was built, but its agent{name} ended before it connected: "
-                    f"{facts.gone_because}"
-                )
-            return f"the workspace was built, but its agent{name} did not connect in time"
+            return never_present(chat.chosen, facts)
         case FailureReason.STARTUP_SCRIPTS_FAILED:
             return _scripts_failure(chat)
         case FailureReason.STARTUP_SCRIPTS_TIMEOUT:

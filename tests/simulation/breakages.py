@@ -95,15 +95,13 @@ def _alarms_not_set_again() -> Callable[[], None]:
 def _older_build_followed() -> Callable[[], None]:
     folded = fold._build_fact
 
-    def any_is_followed(
-        chat: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime
-    ) -> fold.Folded:
+    def any_is_followed(chat: Chat, fact: events.ProvisionerFact, at: datetime) -> fold.Folded:
         current, build = chat.current, chat.build
         mine = current is not None and current.id == fact.workspace_id
         if mine and build is not None and fact.build_number < build.number:
-            seen = fold.first_seen(build, fact, time, at)
+            seen = fold.first_seen(build, fact, at)
             return fold._follow(chat, current, fold._with_newer_build(current, seen))
-        return folded(chat, fact, time, at)
+        return folded(chat, fact, at)
 
     return replaced(fold, "_build_fact", any_is_followed)
 

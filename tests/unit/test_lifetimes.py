@@ -21,7 +21,7 @@ from statemachine.lifetimes import rests_since
 from statemachine.states import State
 from statemachine.timers import TimerKind, timers_of
 from tests.unit.driver import PYTHON, Desk
-from tests.unit.facts import DELETE, LIMITS, NOW, STOP, cancel_requested, event
+from tests.unit.facts import DELETE, LIMITS, NOW, STOP, cancel_requested, event, uid
 from tests.unit.jobs import Jobs
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -292,3 +292,65 @@ def test_n4_a_replaced_workspace_is_stopped_or_deleted_in_the_end(transition: Tr
     assert desk.chat.current is not None
     assert desk.chat.current.id != old
     assert desk.chat.version >= version
+
+
+def test_d3c_a_requested_stop_that_ran_out_of_time_leaves_the_lifetime_its_end() -> None:
+    desk, jobs = running()
+    desk.stop("d")
+    late_stop = desk.job
+
+    desk.pass_time(LIMITS.build)
+    assert desk.chat.state is State.STOP_TIMED_OUT
+    assert desk.chat.stops_at == NOW + 2 * HOUR
+
+    desk.pass_time(2 * HOUR - LIMITS.build)
+    assert (desk.job.build_number, desk.job.transition) == (late_stop.build_number + 1, STOP)
+    jobs.succeed()
+    assert desk.chat.state is State.STOPPED
+
+
+def test_d3c_a_requested_stop_that_succeeds_late_ends_the_lifetime() -> None:
+    desk, jobs = running()
+    desk.stop("d")
+    desk.pass_time(LIMITS.build)
+
+    jobs.succeed()
+
+    assert desk.chat.state is State.STOPPED
+    assert desk.chat.stops_at is None
+    assert timers_of(desk.chat, LIMITS) == {}
+
+
+@pytest.mark.parametrize("how", ["failed", "out of time"])
+def test_d3d_a_delete_made_elsewhere_that_did_not_succeed_leaves_no_lifetime(how: str) -> None:
+    desk, _ = running()
+    job = desk.job
+    elsewhere = {"workspace_id": job.workspace_id, "build_id": uid("elsewhere"), "build_number": 2}
+    desk.hear(event(BuildStarted(**elsewhere, transition=DELETE)))
+    if how == "failed":
+        desk.hear(event(BuildFailed(**elsewhere, transition=DELETE, error="disk full")))
+    else:
+        desk.pass_time(LIMITS.build)
+
+    assert desk.chat.stops_at is None
+    assert timers_of(desk.chat, LIMITS) == {}
+    assert desk.pass_time(7 * DAY).job == job
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_n1_a_workspace_rests_from_the_time_at_which_workers_gave_its_build_up(begun: bool) -> None:
+    desk = Desk(policy=RESTING)
+    desk.create("c")
+    if begun:
+        begin(desk)
+    desk.pass_time(5 * MINUTE)
+    desk.hear(cancel_requested())
+    if begun:
+        desk.pass_time(LIMITS.cancel)
+    given_up = desk.at
+    assert desk.chat.state is State.BUILD_ABANDONED
+    assert rests_since(desk.chat) == given_up
+
+    desk.pass_time(DAY - timedelta(seconds=1))
+    assert desk.job.transition is not DELETE
+    assert desk.pass_time(timedelta(seconds=1)).job.transition is DELETE

@@ -20,6 +20,7 @@ and a late fact with a lower sequence must change nothing, so the order decides.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import islice, permutations
 from random import Random
 
@@ -40,6 +41,7 @@ from tests.unit.driver import asked
 from tests.unit.facts import (
     CHAT,
     DELETE,
+    NOW,
     START,
     STOP,
     agents,
@@ -678,3 +680,14 @@ def test_a_new_chat_has_state_none_and_version_0() -> None:
     data = state_changed(Chat(chat_id=CHAT))
 
     assert (data["state"], data["version"], data["cause"]) == ("none", 0, None)
+
+
+def test_a_build_made_elsewhere_was_started_when_it_was_first_heard_of() -> None:
+    report = started().model_copy(
+        update={"time": NOW - timedelta(days=1)}
+    )  # its sender's clock is wrong
+
+    there = apply(Chat(chat_id=CHAT), report).chat
+
+    assert there.build is not None
+    assert there.build.started_at == NOW

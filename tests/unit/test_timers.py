@@ -67,6 +67,7 @@ def hours(*facts: Event) -> Chat:
 def ends(chat: Chat) -> datetime | None:
     """Return when the workspace's lifetime ends, after a check that its timer agrees."""
     due = due_at(chat, TimerKind.TTL, LIMITS)
+    assert due in (None, chat.stops_at)
     assert due == chat.expires_at == timers_of(chat, LIMITS).get(TimerKind.TTL)
     assert due is None or not needs_no_timer(chat)
     return due
@@ -98,7 +99,8 @@ AGAIN = 2 + 1 / 60
         ([limited(), succeeded(), requested(2, STOP), succeeded(2, STOP)], None),
         ([limited(), succeeded(), requested(2, STOP), failed(2, STOP)], AGAIN),
         ([limited(), succeeded(), requested(2, STOP), canceled(2, STOP)], AGAIN),
-        ([limited(), succeeded(), requested(2, DELETE), failed(2, DELETE)], 1),
+        ([limited(), succeeded(), requested(2, DELETE), failed(2, DELETE)], None),
+        ([limited(), succeeded(), requested(2, DELETE), canceled(2, DELETE)], 1),
         (
             [
                 limited(),
@@ -106,7 +108,7 @@ AGAIN = 2 + 1 / 60
                 requested(2, STOP),
                 succeeded(2, STOP),
                 requested(3, DELETE),
-                failed(3, DELETE),
+                canceled(3, DELETE),
             ],
             None,
         ),
@@ -120,7 +122,7 @@ AGAIN = 2 + 1 / 60
                 succeeded(3),
                 requested(4, DELETE),
                 succeeded(2, STOP),  # late: the end of a stop from before the last start
-                failed(4, DELETE),
+                canceled(4, DELETE),
             ],
             4,
         ),
@@ -131,7 +133,7 @@ AGAIN = 2 + 1 / 60
                 requested(3, STOP),
                 requested(4, DELETE),
                 succeeded(2, STOP),  # late: the last stop is build 3, which has not ended
-                failed(4, DELETE),
+                canceled(4, DELETE),
             ],
             1,
         ),

@@ -142,6 +142,7 @@ from tests.unit.facts import (
     event,
     failed,
     lifecycle,
+    requested,
     started,
     succeeded,
     uid,
@@ -388,6 +389,19 @@ def test_c4e_a_workspace_whose_agent_never_connected_is_replaced_and_stopped() -
     assert desk.create() is None
 
     assert [job.transition for job in desk.jobs] == [STOP, START]
+
+
+def test_c4e_a_workspace_with_a_failed_stop_whose_agent_never_connected_is_replaced() -> None:
+    desk = at(S.AGENT_CONNECTING)
+    desk.hear(requested(2, STOP), failed(2, STOP))
+    started_before = desk.start()
+
+    assert started_before is not None
+    assert started_before.result["no_build"] is True
+    assert started_before.result["agent_status"] == "not_ready"
+    assert "did not connect" in started_before.result["agent_error"]
+    assert desk.create() is None
+    assert [(job.transition, job.build_number) for job in desk.jobs] == [(STOP, 3), (START, 1)]
 
 
 def test_c4e_a_workspace_whose_agent_connected_late_is_kept() -> None:

@@ -10,17 +10,20 @@ from msgspec.structs import replace
 from statemachine import answers, tool_rules
 from statemachine.calls import Answered
 from statemachine.events import Event, Quota
-from statemachine.states import State
+from statemachine.states import Phase, State
 from tests.unit.driver import Desk
 from tests.unit.facts import (
     DELETE,
     START,
     STOP,
     agents,
+    cancel_requested,
+    canceled,
     chat,
     connected,
     deleted,
     disconnected,
+    exited,
     failed,
     lifecycle,
     requested,
@@ -69,6 +72,33 @@ READINESS: dict[str, tuple[list[Event], dict[str, Any]]] = {
         {"agent_status": "no_agent"},
     ),
 }
+
+
+NEVER_PRESENT = {
+    "never connected": [],
+    "only created": [lifecycle(1, "created")],
+    "ended before it connected": [exited(137)],
+}
+UNSUCCESSFUL_STOPS = {
+    "failed": [requested(2, STOP), failed(2, STOP)],
+    "canceled": [requested(2, STOP), canceled(2, STOP)],
+    "given up": [requested(2, STOP), cancel_requested(2)],
+}
+
+
+@pytest.mark.parametrize("stop", UNSUCCESSFUL_STOPS)
+@pytest.mark.parametrize("agent", NEVER_PRESENT)
+def test_r4_an_agent_that_never_connected_is_not_ready_after_a_failed_stop_either(
+    agent: str, stop: str
+) -> None:
+    there = chat(requested(), succeeded(), *NEVER_PRESENT[agent], *UNSUCCESSFUL_STOPS[stop])
+    assert there.phase is Phase.RUNNING
+
+    keys = answers.readiness(there)
+
+    assert keys["agent_status"] == "not_ready"
+    assert ("exit code 137" in keys["agent_error"]) is (agent == "ended before it connected")
+    assert not there.usable
 
 
 @pytest.mark.parametrize("name", READINESS)
