@@ -181,7 +181,7 @@ SOON: Final = {
     "older build followed": 11,
     "purge past unacknowledged events": 6,
     "activity ignored": 155,
-    "cancel not published": 34,
+    "cancel not published": 65,
     "failed attempt not repeated": 23,
     "replaced workspace deleted on no evidence": 153,
 }
