@@ -151,6 +151,11 @@ def exec_output(chat: str, agent: str, process: str) -> str:
     return f"workspaced.exec.{chat}.{agent}.{process}"
 
 
+def exec_agent(subject: str) -> str:
+    """Return the agent from a subject of `exec_output`."""
+    return subject.split(".")[3]
+
+
 def presence(chat: str, agent: str) -> str:
     """Return the subject of the agent's heartbeats."""
     return f"workspaced.presence.{chat}.{agent}"

@@ -34,12 +34,18 @@ def _unless_blank(value: object) -> object:
     return None if value == "" else value
 
 
+def _unless_null(value: object) -> object:
+    return [] if value is None else value
+
+
 _Blankable = BeforeValidator(_unless_blank)
 """An empty text counts as absent."""
 OptionalText = Annotated[str | None, _Blankable]
 Encoding = Annotated[Literal["utf-8", "base64"] | None, _Blankable]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
+Offset = Annotated[int, Field(ge=0, lt=2**63)]
+"""A position in a file: the operating system has no larger ones."""
 Columns = Annotated[int, Field(ge=1, le=65_535)]
 
 
@@ -59,7 +65,7 @@ class ExecuteArguments(Frozen):
     """Where it runs; a relative path starts at the agent's directory, which is also the default."""
     env: dict[str, str] = Field(default={}, repr=False)
     """Variables in addition to those of the template."""
-    stdin: str | None = Field(default=None, repr=False)
+    stdin: OptionalText = Field(default=None, repr=False)
     """All its input, or with `open_stdin` or `pty` the beginning of it."""
     encoding: Encoding = None
     """How `stdin` is written; utf-8 if it is absent."""
@@ -88,7 +94,7 @@ class ProcessInputArguments(Frozen):
     """The arguments of process_input."""
 
     exec_id: str
-    data: str | None = Field(default=None, repr=False)
+    data: OptionalText = Field(default=None, repr=False)
     encoding: Encoding = None
     """How `data` is written; utf-8 if it is absent."""
     close: bool = False
@@ -112,7 +118,7 @@ class ReadFileArguments(Frozen):
     """The arguments of read_file."""
 
     path: str
-    offset: Count = 0
+    offset: Offset = 0
     limit: Count = PAGE
 
 
@@ -142,7 +148,8 @@ class EditFileArguments(Frozen):
     """The arguments of edit_file."""
 
     path: str
-    edits: list[Edit] = Field(repr=False)
+    edits: Annotated[list[Edit], BeforeValidator(_unless_null)] = Field(repr=False)
+    """A list that is null is empty."""
 
 
 class ListFilesArguments(Frozen):

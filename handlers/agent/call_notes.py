@@ -13,7 +13,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +53,9 @@ class Noted:
 class CallNotes:
     """The notes of one workspace."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the notes. Raises OSError."""
-        self._path = path
+    def __init__(self, path: Path, kept: Callable[[], Iterable[str]] = tuple) -> None:
+        """Open the notes. `kept` returns the ids of calls that must not be forgotten. Raises OSError."""
+        self._path, self._kept = path, kept
         try:
             self._notes = _opened(path)
         except sqlite3.OperationalError as error:
@@ -115,12 +115,17 @@ class CallNotes:
         self._notes.close()
 
     def _forget(self) -> None:
-        """Forget old calls: those of `execute`, and the others, of which a terminal makes one for each key."""
+        """Forget old calls: those of `execute`, and the others, of which a terminal makes one for each key.
+
+        A process may run for longer than that: its call is not forgotten before the process is.
+        """
+        kept = json.dumps([*self._kept()])
         for executes in (1, 0):
             self._write(
                 "delete from calls where (tool = 'execute') = ?1 and (at < ?2 or at < (select min(at) from "
-                "(select at from calls where (tool = 'execute') = ?1 order by at desc limit ?3)))",
-                (executes, time.time() - REMEMBERED_FOR, MOST_ENDED),
+                "(select at from calls where (tool = 'execute') = ?1 order by at desc limit ?3))) "
+                "and call_id not in (select value from json_each(?4))",
+                (executes, time.time() - REMEMBERED_FOR, MOST_ENDED, kept),
             )
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:

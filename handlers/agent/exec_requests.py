@@ -86,6 +86,10 @@ _STOPPING: Final = "the workspace is being stopped"
 _log = logging.getLogger(__name__)
 
 
+class _Stopping(Exception):
+    """A command is not started because the workspace is being stopped."""
+
+
 class ExecRequests:
     """The part of an agent that runs commands and uses files for the gateway."""
 
@@ -107,7 +111,9 @@ class ExecRequests:
         self._agents, own = home.parent, home.parent.parent
         root = own / "exec"
         self._files = WorkspaceFiles(own, config.directory / config.work_directory)
-        self._notes = CallNotes(root / "calls.sqlite")
+        self._notes = CallNotes(
+            root / "calls.sqlite", lambda: [process.note.call_id for process in self._processes]
+        )
         self._program = KeeperProgram(config.env, self._mask.values)
         self._processes = Processes(
             root / "processes",
@@ -213,7 +219,7 @@ class ExecRequests:
         content = args.model_dump(mode="json", exclude={"wait_seconds"})
         noted = self._notes.claim(call_id, tool, content)
         if noted is None and self._is_known(tool, call_id):
-            # The note was forgotten, but not the process, which runs for days.
+            # The notes were unreadable and began anew, but the process is still remembered.
             return await self._completed(tool, call_id, args, _started(self._exec_id(call_id)))
         if noted is None:
             done = self._in_progress[call_id] = asyncio.get_running_loop().create_future()
@@ -243,6 +249,10 @@ class ExecRequests:
         except ServiceError as error:
             self._notes.withdraw(call_id)
             done.set_exception(error)
+        except _Stopping as error:
+            # Nothing was done: after the next start, the same call may be.
+            self._notes.withdraw(call_id)
+            done.set_result(self._error(str(error)))
         except BaseException as error:
             failed = error if isinstance(error, Exception) else asyncio.CancelledError()
             done.set_exception(failed)
@@ -283,7 +293,7 @@ class ExecRequests:
     async def _execute(self, call_id: str, args: ExecuteArguments) -> dict[str, Any]:
         """Start the command; `_completed` waits for its end."""
         if self._stopping:
-            raise Unusable(_STOPPING)
+            raise _Stopping(_STOPPING)
         if len(self._processes.running) >= MOST_RUNNING:
             raise ServiceError(
                 _TOO_MANY,

@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bus import ServiceError
 from handlers.access.identities import credentials_directory
+from handlers.agent import call_notes
 from handlers.agent.call_notes import CallNotes
 from handlers.embedded import Servers
 from handlers.sandbox.processes import find_marked
@@ -186,6 +188,56 @@ def test_a_note_is_on_the_disk_before_a_call_that_could_be_repeated(tmp_path: Pa
     notes.close()
     # Without power, the process that these would reach again is gone.
     assert sorted(off_disk) == ["process_input", "process_signal"]
+
+
+def test_the_call_of_a_process_that_is_remembered_is_not_forgotten(tmp_path: Path) -> None:
+    notes = CallNotes(tmp_path / "calls.sqlite", lambda: ["long"])
+    try:
+        for call in ("long", "short", *(f"other-{number}" for number in range(1_100))):
+            assert notes.claim(call, "execute", {"command": call}) is None
+            notes.settle(call, {"is_error": False, "result": {}})
+        with pytest.raises(ServiceError) as refusal:
+            notes.claim("long", "execute", {"command": "another"})
+        assert refusal.value.code == 409
+        assert notes.claim("long", "execute", {"command": "long"}) is not None
+        assert notes.claim("short", "execute", {"command": "another"}) is None
+    finally:
+        notes.close()
+
+
+async def test_a_process_keeps_its_call_from_being_forgotten(
+    rig: ExecRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_notes, "_FORGET_EVERY", 1)
+    monkeypatch.setattr(call_notes, "MOST_ENDED", 1)
+    call = new_id()
+    async with rig.living():
+        given = {"command": "cat", "open_stdin": True, "wait_seconds": 0}
+        await rig.done("execute", call, **given)
+        for _ in range(2):
+            await rig.done("execute", command="true")
+        with pytest.raises(ServiceError) as refusal:
+            await rig.done("execute", call, command="echo another")
+        assert refusal.value.code == 409
+        again = await rig.done("execute", call, **given)
+        assert again["status"] == "running"
+
+
+async def test_a_command_that_comes_during_a_stop_is_run_after_the_next_start(rig: ExecRig) -> None:
+    os.mkfifo(rig.workspace / "fifo")
+    call = new_id()
+    async with rig.living() as agent:
+        slow = "trap 'cat fifo; exit' TERM; echo up; sleep 60 & wait"
+        begun = await rig.done("execute", command=slow, wait_seconds=0)
+        assert (await rig.done("process_output", exec_id=begun["exec_id"], wait_seconds=20))[
+            "output"
+        ]
+        agent.stop()
+        while "is being stopped" not in await rig.refused("execute", call, command="echo ran"):
+            pass
+        await asyncio.to_thread((rig.workspace / "fifo").write_text, "")
+    async with rig.living():
+        assert (await rig.done("execute", call, command="echo ran"))["output"] == "ran\n"
 
 
 async def test_values_are_masked_also_across_pieces(rig: ExecRig) -> None:

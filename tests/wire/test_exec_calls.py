@@ -16,7 +16,7 @@ from tests.rigs.client import (
     connected,
     credential_options,
 )
-from tests.rigs.messages import Event, new_id
+from tests.rigs.messages import Event, agent_entry, new_id
 from tests.rigs.world import World
 
 PROCESS = {"exec_id": new_id(), "status": "exited", "exit_code": 0}
@@ -29,6 +29,7 @@ class StandIn:
     def __init__(self, agent: Agent, answer: Callable[[Event], Event | bytes]) -> None:
         self.agent, self.answer = agent, answer
         self.requests: list[Event] = []
+        self.time = "2126-01-01T00:00:00Z"
 
     @classmethod
     async def of(cls, agent: Agent, answer: Callable[[Event], Event | bytes]) -> StandIn:
@@ -58,7 +59,7 @@ class StandIn:
             "source": f"/agent/{agent.id}",
             "type": f"workspaced.{type_name}.v1",
             "subject": chat,
-            "time": "2126-01-01T00:00:00Z",
+            "time": self.time,
             "data": {"exec_id": exec_id, **data},
         }
         await agent.publish(f"workspaced.exec.{chat}.{agent.id}.{exec_id}", event)
@@ -223,6 +224,40 @@ async def test_output_of_a_stopped_workspace_is_what_was_published(world: World)
     assert (killed["status"], killed["reason"], killed["dropped"]) == ("exited", "stopped", 2)
     unknown = await page(new_id())
     assert (unknown["state"], unknown["next_step"]) == ("stopped", "start_workspace")
+
+
+async def test_a_process_runs_only_in_the_build_of_its_agent_whatever_that_ones_clock_says(
+    world: World,
+) -> None:
+    chat = await world.chat()
+    _, agent = await world.ready(chat)
+    stand_in, exec_id = await StandIn.of(agent, done), new_id()
+    stand_in.time = "1999-01-01T00:00:00Z"
+    await stand_in.publish(exec_id, "exec_started", call_id="c", command="x", cwd="/")
+
+    async def page() -> Event:
+        answer = await world.service.rpc(
+            "process_output", chat_id=chat.id, args={"exec_id": exec_id}
+        )
+        return dict(answer["result"])
+
+    before = (await chat.state("ready"))["version"]
+    await agent.report_disconnected()
+    await chat.state("ready", above=before)
+    assert (await page())["status"] == "running"
+    call = await chat.ask("stop_workspace")
+    await world.provisioner.succeed(await world.provisioner.job(chat, "stop"))
+    await chat.answer(call)
+    await chat.ask("start_workspace")
+    await world.provisioner.succeed(
+        await world.provisioner.job(chat, "start", number=3), agent_entry()
+    )
+    await chat.state("agent_connecting")
+    exec_id = new_id()
+    stand_in.time = "2126-01-01T00:00:00Z"
+    await stand_in.publish(exec_id, "exec_started", call_id="c", command="x", cwd="/")
+    shown = await page()
+    assert (shown["status"], shown["reason"]) == ("exited", "stopped")
 
 
 async def test_no_agent_may_answer_or_publish_for_another(world: World) -> None:

@@ -291,6 +291,21 @@ async def test_a_request_and_an_answer_have_at_most_512_kib(workspace: Workspace
     assert (len(page["content"]), page["next"], page["size"]) == (262_144, 262_144, 500_000)
 
 
+async def test_what_counts_as_absent_is_no_content(workspace: Workspace) -> None:
+    call = new_id()
+    first = await workspace.done("execute", call, command="cat", stdin="", wait_seconds=9)
+    assert await workspace.done("execute", call, command="cat") == first
+    begun = await workspace.done("execute", command="cat", open_stdin=True, wait_seconds=0)
+    to = {"exec_id": begun["exec_id"]}
+    call = new_id()
+    assert await workspace.done("process_input", call, **to, data="", close=True) == {"written": 0}
+    assert await workspace.done("process_input", call, **to, close=True) == {"written": 0}
+    await workspace.done("write_file", path="same", content="same")
+    call = new_id()
+    for edits in (None, []):
+        assert await workspace.done("edit_file", call, path="same", edits=edits) == {"replaced": 0}
+
+
 async def test_wrong_arguments_are_named(workspace: Workspace) -> None:
     for tool, args, words in (
         ("execute", {}, "command"),
@@ -302,6 +317,8 @@ async def test_wrong_arguments_are_named(workspace: Workspace) -> None:
         ("process_signal", {"exec_id": new_id()}, "signal"),
         ("read_file", {}, "path"),
         ("write_file", {"path": "x", "content": "", "mode": "rw"}, "octal digits"),
+        ("read_file", {"path": "x", "offset": 2**63}, "offset"),
+        ("edit_file", {"path": "x"}, "edits"),
         ("edit_file", {"path": "x", "edits": [{"old": "a"}]}, "new"),
         ("list_files", {"depth": 0}, "depth"),
     ):
