@@ -179,7 +179,7 @@ class ExecRig:
             if event["type"] == wanted and event["data"]["exec_id"] == exec_id
         ]
 
-    async def until(self, happened: Callable[[], bool]) -> None:
+    async def until(self, happened: Callable[[], object]) -> None:
         """Wait until a published event makes `happened` true."""
         async with asyncio.timeout(PATIENCE), self._changed:
             await self._changed.wait_for(happened)
