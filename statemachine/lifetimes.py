@@ -145,10 +145,11 @@ def entered(chat: Chat, at: datetime) -> Chat:
         return chat
     retry = current.retry
     if Phase.FAILED_STOP in (info.phase, info.end_rejected):
+        if not _is_retried(build) and not _lifetime_is_over(current, at):
+            # After its limit the attempt counted as failed, until somebody canceled it.
+            return chat if retry is None else replace(chat, current=replace(current, retry=None))
         if retry is not None and retry.at is not None:
             return chat  # its end comes after its limit: that attempt is counted
-        if not _is_retried(build) and not _lifetime_is_over(current, at):
-            return chat
         return replace(chat, current=_failed(current, build.transition, at))
     if retry is None:
         return chat

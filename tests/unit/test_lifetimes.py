@@ -321,6 +321,23 @@ def test_d3c_a_requested_stop_that_succeeds_late_ends_the_lifetime() -> None:
     assert timers_of(desk.chat, LIMITS) == {}
 
 
+def test_d3c_a_delete_that_ran_out_of_time_and_was_canceled_before_it_began_leaves_the_lifetime() -> (
+    None
+):
+    desk, _ = running()
+    desk.delete()
+    delete = desk.job
+
+    desk.pass_time(LIMITS.build)
+    assert desk.chat.state is State.STOP_TIMED_OUT
+    desk.hear(cancel_requested())
+    assert desk.chat.state is State.STOP_ABANDONED
+    assert desk.chat.stops_at == NOW + 2 * HOUR
+
+    desk.pass_time(2 * HOUR)
+    assert (desk.job.build_number, desk.job.transition) == (delete.build_number + 1, STOP)
+
+
 @pytest.mark.parametrize("how", ["failed", "out of time"])
 def test_d3d_a_delete_made_elsewhere_that_did_not_succeed_leaves_no_lifetime(how: str) -> None:
     desk, _ = running()
