@@ -132,7 +132,7 @@ class Follower:
                 line = json.loads(message.data)["data"]
                 return self._line({**line, "build_id": message.subject.rpartition(".")[2]})
             except (ValueError, TypeError, LookupError):
-                return None  # whoever runs in a workspace may publish anything on its log subject
+                return None  # any process in a workspace may publish anything on its log subject
         state = read_state(json.loads(message.data), message.headers or {})
         if state.version <= self._version:
             return None

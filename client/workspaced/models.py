@@ -20,7 +20,7 @@ class Value(BaseModel):
 
 
 class Owner(Value):
-    """Whom a chat belongs to. The first accepted request of a chat fixes it."""
+    """The owner of a chat. The first accepted request of a chat fixes it."""
 
     id: str
     """A UUID."""

@@ -1,4 +1,4 @@
-"""What the journal knows of a workspace on this machine, beyond what every provisioner's does."""
+"""The fields that the local provisioner's journal has for a workspace, beyond those of the kit."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Check:
 
 @dataclass(slots=True)
 class Suite:
-    """What the checks share."""
+    """The state that all checks use."""
 
     observer: Observer
     patience: float
@@ -543,7 +543,7 @@ CHECKS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a check: `passed`, `failed` or `skipped`, and what was seen."""
+    """The result of a check: `passed`, `failed` or `skipped`, and what the suite saw."""
 
     check: Check
     outcome: str

@@ -1,4 +1,4 @@
-"""What travels on the bus for one pool, as the suite sees it, and the messages that the suite sends."""
+"""Records the messages on the bus for one pool, and sends the messages of the suite."""
 
 from __future__ import annotations
 

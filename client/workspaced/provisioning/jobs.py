@@ -1,4 +1,4 @@
-"""What a build function gets and returns: the job, the agents it made, and how it fails."""
+"""The argument and the result of a build function: the job, the agents it made, and its failure."""
 
 from __future__ import annotations
 

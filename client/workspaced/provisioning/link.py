@@ -1,4 +1,4 @@
-"""What a provisioner needs of the bus: an interface, and its implementation on the client's connection."""
+"""The interface through which a provisioner uses the bus, and its implementation on the client's connection."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class Builds(Protocol[J, W_contra, L]):
-    """What a provisioner builds, and how. Everything else is the session's."""
+    """Makes the builds of a provisioner; the session does everything else."""
 
     def read(self, body: bytes) -> J:
         """Read a job. Raises BadJob."""
