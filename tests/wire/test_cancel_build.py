@@ -179,6 +179,7 @@ async def test_b5_every_report_of_the_start_of_a_canceled_build_is_answered_with
     _, job = await world.building(chat)
     await cancel(world, chat)
     await chat.state("failed:build_canceled")
+    await last_batch_published(chat)  # the request that the cancel itself causes follows its state
     heard = await world.provisioner.hear(f"workspaced.cancel.{world.provisioner.pool}")
 
     def of_job() -> list[Event]:
