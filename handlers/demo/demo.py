@@ -22,7 +22,8 @@ from workspaced import Answer, Owner, State, Workspaced
 
 from handlers.app import Endpoints, locate
 from handlers.cli.client import connected, read_events
-from handlers.cli.command_table import DEFAULT_OWNER, Demo
+from handlers.cli.command_table.administration import Demo
+from handlers.cli.command_table.tools import DEFAULT_OWNER
 from handlers.cli.commands.template import prepare_pools
 from handlers.cli.commands.tool import request_and_wait
 from handlers.cli.output import as_json, no_note, plain

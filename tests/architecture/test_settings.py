@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.cli.command_table import RunGateway, RunMcp, RunProvisioner, RunWorker, Up
+from handlers.cli.command_table.servers import RunGateway, RunMcp, RunProvisioner, RunWorker, Up
 from handlers.setting_flags import SETTING_FLAGS
 from handlers.settings import (
     TABLE_END,

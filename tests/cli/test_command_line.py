@@ -14,7 +14,9 @@ import pytest
 
 from bus import BusError
 from handlers.cli.arguments import Command
-from handlers.cli.command_table import COMMANDS, STATES, ExportEvents, command_parser
+from handlers.cli.command_table import COMMANDS, command_parser
+from handlers.cli.command_table.chats import STATES
+from handlers.cli.command_table.event_logs import ExportEvents
 from handlers.cli.dispatch import exit_status_of, load_function
 from handlers.errors import WorkspacedError
 from handlers.setting_flags import SETTING_FLAGS

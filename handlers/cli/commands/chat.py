@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from handlers.app import locate, store_from_settings
 from handlers.cli.client import connected, get_known_chat, read_events, rpc_pages, unknown_chat
-from handlers.cli.command_table import CancelBuild, ExportEvents, KeepWorkspace, ListChats, ShowChat
+from handlers.cli.command_table.chats import CancelBuild, KeepWorkspace, ListChats, ShowChat
+from handlers.cli.command_table.event_logs import ExportEvents
 from handlers.cli.commands.texts import workspace_name
 from handlers.cli.output import (
     Progress,

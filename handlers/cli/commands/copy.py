@@ -18,7 +18,7 @@ from workspaced import CannotRun, Workspaced
 
 from handlers.app import locate
 from handlers.cli.client import connected
-from handlers.cli.command_table import Copy
+from handlers.cli.command_table.processes import Copy
 from handlers.cli.output import note
 from handlers.cli.workspace_calls import CallRefused, ask_workspace
 from handlers.errors import InvalidSettings, NotFoundError

@@ -15,7 +15,7 @@ from workspaced import WorkspacedError
 from handlers.access.issued_keys import max_lifetime
 from handlers.app import locate
 from handlers.cli.client import connected, rpc_pages
-from handlers.cli.command_table import IssueCredential, ListCredentials, RevokeCredential
+from handlers.cli.command_table.access import IssueCredential, ListCredentials, RevokeCredential
 from handlers.cli.output import local_time, note, write_entries, write_json
 from handlers.settings import Settings
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from handlers.cli.command_table import (
+from handlers.cli.command_table import command_parser
+from handlers.cli.command_table.administration import (
     Migrate,
     PrintCompletion,
     PrintNatsAuthorization,
-    RunAgent,
-    command_parser,
 )
+from handlers.cli.command_table.servers import RunAgent
 
 if TYPE_CHECKING:
     from handlers.settings import Settings

@@ -13,7 +13,7 @@ from workspaced import Log, State, Workspaced
 
 from handlers.app import locate
 from handlers.cli.client import connected, get_known_chat, read_events, rpc_pages
-from handlers.cli.command_table import ShowLog
+from handlers.cli.command_table.chats import ShowLog
 from handlers.cli.commands.texts import SETTLED, ChangeDescriber
 from handlers.cli.output import for_people, no_note, note, plain, write_json
 from handlers.publishing.build_log import is_complete_line

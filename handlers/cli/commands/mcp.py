@@ -14,7 +14,7 @@ from pathlib import Path
 import workspaced
 
 from handlers.app import Endpoints, locate
-from handlers.cli.command_table import RunMcp
+from handlers.cli.command_table.servers import RunMcp
 from handlers.cli.commands.roles import run_until_signal
 from handlers.errors import CannotServe, InvalidSettings, NotFoundError
 from handlers.runtime.listeners import client_context, listen_address, server_certificate

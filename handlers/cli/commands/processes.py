@@ -21,7 +21,7 @@ from workspaced import WorkspacedError as ClientError
 from bus import Backoff
 from handlers.app import locate
 from handlers.cli.client import connected
-from handlers.cli.command_table import Execute, KillProcess, ListProcesses
+from handlers.cli.command_table.processes import Execute, KillProcess, ListProcesses
 from handlers.cli.output import local_time, note, write_entries
 from handlers.cli.workspace_calls import CallRefused, ask_workspace
 from handlers.errors import InvalidSettings

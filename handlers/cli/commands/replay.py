@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from handlers.app import limits, store_from_settings
 from handlers.cli.client import unknown_chat
-from handlers.cli.command_table import Replay
+from handlers.cli.command_table.event_logs import Replay
 from handlers.cli.commands.audit import Audit, audits, rebuild
 from handlers.cli.output import Progress, counted, note, write_lines
 from handlers.errors import InvalidSettings

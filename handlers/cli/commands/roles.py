@@ -15,7 +15,7 @@ from typing import Any, Final
 from bus import Backoff, Bus, Unavailable
 from bus.connect import anonymous
 from handlers.app import Endpoints, limits, locate, tuning, waiting_limits
-from handlers.cli.command_table import RunGateway, RunProvisioner, RunWorker, ServerCommand
+from handlers.cli.command_table.servers import RunGateway, RunProvisioner, RunWorker, ServerCommand
 from handlers.embedded.database_access import credentials_folder, password_file
 from handlers.gateway.gateway import Gateway
 from handlers.provisioner import Provisioner, QuotaLimits

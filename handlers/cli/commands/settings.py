@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bus import BusError, subjects
 from handlers.app import Endpoints, locate
-from handlers.cli.command_table import ChangeSetting, ListSettings, UnsetSetting
+from handlers.cli.command_table.administration import ChangeSetting, ListSettings, UnsetSetting
 from handlers.cli.output import for_people, note, write_fields, write_json
 from handlers.errors import InvalidSettings
 from handlers.settings import Settings

@@ -7,7 +7,12 @@ from typing import Any, Final
 
 from bus import BusError, subjects
 from handlers.app import Endpoints, locate
-from handlers.cli.command_table import ActivateVersion, ListTemplates, ListVersions, PushTemplate
+from handlers.cli.command_table.templates import (
+    ActivateVersion,
+    ListTemplates,
+    ListVersions,
+    PushTemplate,
+)
 from handlers.cli.output import for_people, local_time, note, write_json, write_table
 from handlers.errors import NotFoundError
 from handlers.settings import Settings, organization_of

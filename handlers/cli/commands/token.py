@@ -8,7 +8,7 @@ from workspaced import WorkspacedError
 
 from handlers.app import locate
 from handlers.cli.client import connected, rpc_pages
-from handlers.cli.command_table import IssueToken, ListTokens, RevokeToken
+from handlers.cli.command_table.access import IssueToken, ListTokens, RevokeToken
 from handlers.cli.output import note, write_json
 from handlers.settings import Settings
 

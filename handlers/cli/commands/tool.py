@@ -17,7 +17,7 @@ from bus.connect import redacted
 from handlers.app import Endpoints, locate
 from handlers.cli.arguments import strict_json
 from handlers.cli.client import connected, find_owner
-from handlers.cli.command_table import (
+from handlers.cli.command_table.tools import (
     DEFAULT_OWNER,
     CallTool,
     CreateWorkspace,

@@ -17,7 +17,7 @@ from handlers.app import (
     database_url,
     errors_name_database,
 )
-from handlers.cli.command_table import Up
+from handlers.cli.command_table.servers import Up
 from handlers.cli.commands.roles import (
     LOCAL,
     local_provisioner,

@@ -14,7 +14,7 @@ from workspaced import Log, State, Workspaced
 
 from handlers.app import Endpoints, locate
 from handlers.cli.client import connected, read_events, rpc_pages
-from handlers.cli.command_table import DeleteWorkspace, ListOrphans
+from handlers.cli.command_table.chats import DeleteWorkspace, ListOrphans
 from handlers.cli.commands.texts import ChangeDescriber, workspace_name
 from handlers.cli.output import (
     counted,
