@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
+import workspaced.websockets  # noqa: F401  # before nats-py
+
 from bus.errors import (
     Backoff,
     BusError,

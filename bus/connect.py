@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Server
+from workspaced.websockets import prepare_websockets
 
 from bus.errors import Refused, Unavailable, Untrusted, retry_delay
 from bus.nats_client import NO_TLS, NatsClient
@@ -49,6 +50,7 @@ async def open_connection(
 ) -> NatsClient:
     """Connect as documented at `bus.jetstream.connect`."""
     _check_urls(url)
+    prepare_websockets(url)
     options: dict[str, Any] = {"name": name, "tls": tls, "inbox_prefix": inbox_prefix}
     if seed_file is not None:
         options["nkeys_seed"] = str(seed_file)

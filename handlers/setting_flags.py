@@ -18,6 +18,8 @@ class SettingFlag(NamedTuple):
     """The default as `--help` shows it; empty if there is none, or the description states it."""
 
 
+PREFIX: Final = "WORKSPACED_"
+"""The prefix of all variables."""
 DEFAULT_ORGANIZATION: Final = "8fcadcc8-3807-5396-9df9-e5afb8474e7d"
 """The organization of commands if nothing names one: the UUIDv5 (URL namespace) of
 `workspaced:organization:default`."""
@@ -60,3 +62,8 @@ SETTING_FLAGS: Final[Mapping[str, SettingFlag]] = {
     ),
     "tls_key": SettingFlag("FILE", "PEM file with the private key of that certificate."),
 }
+
+
+def variable(name: str) -> str:
+    """Return the variable of a setting, with the flag that overrides it."""
+    return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')})"

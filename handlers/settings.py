@@ -19,10 +19,9 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from handlers.errors import InvalidSettings
-from handlers.setting_flags import DEFAULT_ORGANIZATION, SETTING_FLAGS
+from handlers.setting_flags import DEFAULT_ORGANIZATION, PREFIX, SETTING_FLAGS
 from statemachine.naming import is_uuid
 
-_PREFIX: Final = "WORKSPACED_"
 TABLE_START: Final = "<!-- settings: written by `make settings` -->"
 TABLE_END: Final = "<!-- end of settings -->"
 Seconds = Annotated[float, Field(ge=0.1, le=30 * 24 * 3600, allow_inf_nan=False)]
@@ -71,7 +70,7 @@ def _organization_id(text: str) -> str:
 class Settings(BaseSettings):
     """All settings; read them with `read_settings`."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
 
     nats_url: str | None = Field(
         default=None,
@@ -270,7 +269,7 @@ def read_settings(flags: Mapping[str, object] | None = None) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         problems = (
-            f"{_PREFIX}{str(problem['loc'][0]).upper()} is {str(problem['input'])!r}: "
+            f"{PREFIX}{str(problem['loc'][0]).upper()} is {str(problem['input'])!r}: "
             f"{problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors()
         )
@@ -279,13 +278,13 @@ def read_settings(flags: Mapping[str, object] | None = None) -> Settings:
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """Return a warning for each `WORKSPACED_` variable that is not a setting."""
-    known = [f"{_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
     unknown = sorted(
         name
         for name in environ
-        if name.startswith(_PREFIX)
+        if name.startswith(PREFIX)
         and name not in known
-        and (short := name.removeprefix(_PREFIX)) not in _SCRIPT_VARIABLES
+        and (short := name.removeprefix(PREFIX)) not in _SCRIPT_VARIABLES
         and not short.startswith(_PARAMETER_PREFIX)
     )
     return [
@@ -293,11 +292,6 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
         + "".join(f"; did you mean {near}?" for near in get_close_matches(name, known, 1, 0.8))
         for name in unknown
     ]
-
-
-def variable(name: str) -> str:
-    """Return the variable of a setting, with the flag that overrides it."""
-    return f"{_PREFIX}{name.upper()} (--{name.replace('_', '-')})"
 
 
 def describe_variables(names: Collection[str]) -> str:
@@ -309,7 +303,7 @@ def describe_variables(names: Collection[str]) -> str:
         text = field.description or ""
         if default := _default(name):
             text += f" Default: {default}."
-        lines.append(f"  {_PREFIX}{name.upper()}")
+        lines.append(f"  {PREFIX}{name.upper()}")
         lines += wrap(text, 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines) + "\n"
 
@@ -319,9 +313,7 @@ def settings_table() -> str:
     lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         flag = f" (`--{name.replace('_', '-')}`)" if name in SETTING_FLAGS else ""
-        lines.append(
-            f"| `{_PREFIX}{name.upper()}`{flag} | {_default(name)} | {field.description} |"
-        )
+        lines.append(f"| `{PREFIX}{name.upper()}`{flag} | {_default(name)} | {field.description} |")
     return "\n".join(lines) + "\n"
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+from workspaced.websockets import prepare_websockets  # isort: skip  # before nats-py
+
 import nats.errors
 import nkeys
 from nats.aio.client import Client
@@ -426,6 +428,7 @@ async def open_connection(
 ) -> Connection:
     """Connect to NATS. Raises Refused for a wrong key, Unavailable if there is no server."""
     seed, prefixes = read_key(key)
+    prepare_websockets(url)
     client = _Client()
     client.tls_required = tls is not None or url.startswith("tls:")
     connection = Connection(client, re.sub(r"//[^@/]*@", "//", url))

@@ -8,10 +8,13 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from handlers.errors import InvalidSettings
-from handlers.settings import Settings, variable
+from handlers.setting_flags import variable
+
+if TYPE_CHECKING:  # agents use this module, and import no settings
+    from handlers.settings import Settings
 
 LOOPBACK: Final = "127.0.0.1"
 """The default address of every listener."""

@@ -20,6 +20,8 @@ import pytest
 import workspaced
 from workspaced.connection import WITHIN
 
+from bus import subjects
+from bus.jetstream import connect as connect_bus
 from tests.cli.template_folders import folder
 from tests.rigs.messages import new_id
 from tests.rigs.processes import (
@@ -243,6 +245,32 @@ async def test_a_wrong_key_and_a_missing_server_are_told_apart(running: Up, tmp_
     with pytest.raises(workspaced.Unavailable, match="no NATS at"):
         async with workspaced.connect("nats://127.0.0.1:1", key=key(running), service="s"):
             pass
+
+
+@pytest.mark.filterwarnings(
+    "ignore:parameter 'timeout' of type 'float'"
+)  # how nats-py calls aiohttp
+async def test_a_websocket_carries_the_same(running: Up) -> None:
+    websocket = running.ready["websocket"]
+    async with workspaced.connect(websocket, key=key(running), service="page") as ws:
+        assert (await ws.rpc("get_chat", chat_id=new_id()))["state"] == "none"
+    seed = key(running).read_text().strip()
+    async with await connect_bus(
+        websocket, name="test", seed=seed, inbox_prefix="_INBOX_chat-service"
+    ) as bus:
+        reply = await bus.request(
+            subjects.rpc("get_chat"), json.dumps({"chat_id": new_id()}).encode(), timeout=WITHIN
+        )
+    assert reply
+
+
+@pytest.mark.parametrize("module", ["workspaced.client", "handlers.agent.__main__"])
+def test_only_a_websocket_needs_aiohttp_which_is_slow_to_import(module: str) -> None:
+    code = f"import sys, {module}; print({{'aiohttp', 'pydantic_settings'}} & sys.modules.keys())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
 
 
 def test_each_format_of_the_tools_has_what_its_api_wants() -> None:

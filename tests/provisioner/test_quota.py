@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from handlers.app import Endpoints
-from handlers.cli.commands.roles import local_provisioner
+from handlers.cli.commands.run_provisioner import local_provisioner
 from handlers.errors import InvalidSettings
 from handlers.provisioner import QuotaLimits
 from handlers.settings import read_settings

@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from handlers.cli.commands.roles import secret_paths
+from handlers.cli.commands.run_provisioner import secret_paths
 from handlers.embedded import EmbeddedError, Servers, running_servers
 from handlers.embedded.database_access import (
     ADMINISTRATOR,

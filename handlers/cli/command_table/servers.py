@@ -116,7 +116,7 @@ class RunWorker(ServerCommand):
     """Run a worker; you may run any number of them."""
 
     name = "worker"
-    function = "handlers.cli.commands.roles:worker"
+    function = "handlers.cli.commands.run_worker:worker"
     variables = _WORKER_VARIABLES
 
 
@@ -128,7 +128,7 @@ class RunGateway(ServerCommand):
     """
 
     name = "gateway"
-    function = "handlers.cli.commands.roles:gateway"
+    function = "handlers.cli.commands.run_gateway:gateway"
     variables = _GATEWAY_VARIABLES
 
 
@@ -136,7 +136,7 @@ class RunProvisioner(ServerCommand):
     """Run a local provisioner, which builds workspaces on this machine."""
 
     name = "provisioner"
-    function = "handlers.cli.commands.roles:provisioner"
+    function = "handlers.cli.commands.run_provisioner:provisioner"
     variables = _PROVISIONER_VARIABLES
     provisioner: str = flag(
         "--name",

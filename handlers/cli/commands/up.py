@@ -18,15 +18,10 @@ from handlers.app import (
     errors_name_database,
 )
 from handlers.cli.command_table.servers import Up
-from handlers.cli.commands.roles import (
-    LOCAL,
-    local_provisioner,
-    new_gateway,
-    new_worker,
-    raise_when_closed,
-    run_provisioner,
-    run_until_signal,
-)
+from handlers.cli.commands.roles import raise_when_closed, run_until_signal
+from handlers.cli.commands.run_gateway import new_gateway
+from handlers.cli.commands.run_provisioner import LOCAL, local_provisioner, run_provisioner
+from handlers.cli.commands.run_worker import new_worker
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
 from handlers.gateway.tokens import OPERATOR_FILE, keep_operator_token, renew_operator_token
