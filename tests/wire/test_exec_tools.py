@@ -15,7 +15,7 @@ from tests.cli.template_folders import folder
 from tests.rigs.client import ChatService, ServiceError, connected, role_options
 from tests.rigs.messages import Event, new_id
 from tests.rigs.shapes import is_time
-from tests.rigs.world import ORGANIZATION, Deployment
+from tests.rigs.world import Deployment
 
 TEMPLATE = """
 name = "working"
@@ -35,6 +35,8 @@ directory = "project"
 env = { OF_TEMPLATE = "t" }
 """
 SECRET = "correct-horse-battery"
+ORGANIZATION = str(uuid5(NAMESPACE_URL, "organization of tests/wire/test_exec_tools.py"))
+"""One of its own: other tests list all templates of theirs."""
 BEGUN = {"exec_id", "status", "output", "offset", "next"}
 
 
