@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Generator
 from contextlib import suppress
 from typing import Any, Final
 
 from workspaced import subjects
-from workspaced.connection import Connection, Subscription
+from workspaced.connection import Subscription
 from workspaced.errors import CallConflict, NotFound, TooBusy
-from workspaced.events import cloud_event
 from workspaced.following import Follower
 from workspaced.models import Answer, Log, State
 from workspaced.processes import TOOLS, run_tool
+from workspaced.service import Service
 
 _BUSY: Final = "too busy: "
 _GRACE: Final = 5.0
 """Seconds after which a call that no worker knows is taken for one that nobody asked."""
-
-
-async def store_event(
-    connection: Connection,
-    service: str,
-    chat_id: str,
-    type_name: str,
-    data: Mapping[str, Any],
-    traceparent: str | None = None,
-) -> str:
-    """Publish an event of a chat service until it is stored; return its id. Raises Refused, Invalid, Unavailable."""
-    event = cloud_event(type_name, f"/chat/{service}", chat_id, data, traceparent)
-    await connection.store(subjects.request(chat_id, service), event)
-    return str(event["id"])
 
 
 class Call:
@@ -44,21 +30,20 @@ class Call:
 
     def __init__(
         self,
-        connection: Connection,
-        service: str,
+        service: Service,
         chat_id: str,
         call_id: str,
         request: dict[str, Any] | None,
         traceparent: str | None = None,
     ) -> None:
         self.chat_id, self.call_id = chat_id, call_id
-        self._connection, self._service, self._request = connection, service, request
-        self._traceparent = traceparent
+        self._service, self._connection = service, service.connection
+        self._request, self._traceparent = request, traceparent
         self._results: Subscription | None = None
         self._waiting: asyncio.Task[Answer] | None = None
 
     async def ask(self) -> None:
-        """Subscribe to the answer, and store the request. Raises Refused, Invalid, Unavailable.
+        """Listen for the answer, and store the request. Raises Refused, Invalid, Unavailable.
 
         Tools that run in the workspace are asked by rpc; nothing of them is stored.
         """
@@ -67,32 +52,21 @@ class Call:
             tool = body.pop("tool")
             self._waiting = asyncio.create_task(run_tool(self._connection, tool, body))
             return
-        self._results = await self._connection.subscribe(
-            subjects.result(self.chat_id, self.call_id)
-        )
+        self._results = await self._service.answers(self.chat_id, self.call_id)
         try:
             await self._store_request()
         except BaseException:
-            await self._connection.unsubscribe(self._results)
+            self._service.forget(self.chat_id, self.call_id, self._results)
             raise
         self._waiting = asyncio.create_task(self._wait())
 
     async def _store_request(self) -> None:
         request = self._request or {}
-        await store_event(
-            self._connection,
-            self._service,
-            self.chat_id,
-            "tool_requested",
-            request,
-            self._traceparent,
-        )
+        await self._service.store_event(self.chat_id, "tool_requested", request, self._traceparent)
 
     async def _wait(self) -> Answer:
         """Return the answer; after each reconnect ask again, since it may have been missed."""
-        results = self._results or await self._connection.subscribe(
-            subjects.result(self.chat_id, self.call_id)
-        )
+        results = self._results or await self._service.answers(self.chat_id, self.call_id)
         try:
             event = None if self._request is not None else await self._answer_elsewhere(results)
             while event is None:
@@ -104,7 +78,7 @@ class Call:
                 else:
                     event = await self._answer_elsewhere(results)
         finally:
-            await self._connection.unsubscribe(results)
+            self._service.forget(self.chat_id, self.call_id, results)
         answer = Answer.model_validate(event["data"])
         if answer.is_error and str(answer.result.get("error", "")).startswith(_BUSY):
             raise TooBusy(f"{answer.result['error']}; ask again later with a new call_id", answer)
@@ -173,10 +147,11 @@ class Call:
             await follower.stop()
 
     async def cancel(self, *, build: bool = False, reason: str | None = None) -> bool:
-        """End the wait of the call; with `build`, cancel the build in flight instead.
+        """End the wait of the call; with `build`, cancel the chat's build in flight instead, if there is one.
 
-        Return whether there was something to cancel. The call is answered either way; after the cancel of a
-        build, when the build has ended.
+        Return False if the call is answered already. Otherwise it is answered: after the cancel of a build when the
+        build has ended, and if its request comes later (within 10 minutes), as soon as it comes. `reason` becomes a
+        part of the message of the build's failure. Raises Refused, Unavailable.
         """
         if build:
             body = {"chat_id": self.chat_id, "reason": reason}

@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from workspaced import subjects
-from workspaced.calls import Call, store_event
-from workspaced.connection import Connection, open_connection
+from workspaced.calls import Call
+from workspaced.connection import open_connection
 from workspaced.errors import Invalid
 from workspaced.following import Follower
 from workspaced.models import Answer, Log, Owner, State
 from workspaced.processes import TOOLS, Process, executing
+from workspaced.service import Service
 from workspaced.tools import Format, tools
 
 
 class Workspaced:
     """A connection to workspaced. `connect` makes one."""
 
-    def __init__(self, connection: Connection, service: str) -> None:
-        self._connection, self._service = connection, service
+    def __init__(self, service: Service) -> None:
+        self._service, self._connection = service, service.connection
 
-    def chat(self, chat_id: str, *, owner: Owner | None = None) -> Chat:
+    def chat(self, chat_id: str | UUID, *, owner: Owner | None = None) -> Chat:
         """Return a chat, which need not exist yet. `chat_id` is a UUID of your choice.
 
         Only the tools that create, start, stop, list and read need the owner. Raises Invalid.
         """
-        subjects.check_uuid("chat_id", chat_id)
+        chat_id = subjects.uuid_text("chat_id", chat_id)
         if owner is not None:
+            if not isinstance(owner, Owner):
+                raise Invalid(f"owner must be a workspaced.Owner(id=…, name=…), and is {owner!r}")
             subjects.check_uuid("owner.id", owner.id)
             subjects.check_uuid("owner.organization", owner.organization)
-        return Chat(self._connection, self._service, chat_id, owner)
+        return Chat(self._service, chat_id, owner)
 
-    def call(self, chat_id: str, call_id: str) -> Call:
-        """Return a call that this or another process asked for; nothing is asked again. Raises Invalid."""
-        subjects.check_uuid("chat_id", chat_id)
+    def call(self, chat_id: str | UUID, call_id: str) -> Call:
+        """Return a call that this or another process asked for; nothing is asked again. Raises Invalid.
+
+        To await it raises NotFound, after 5 s, if nobody has asked for it.
+        """
+        chat_id = subjects.uuid_text("chat_id", chat_id)
         subjects.check_token("call_id", call_id)
-        return Call(self._connection, self._service, chat_id, call_id, None)
+        return Call(self._service, chat_id, call_id, None)
 
-    async def last_answer(self, chat_id: str) -> Answer | None:
+    async def last_answer(self, chat_id: str | UUID) -> Answer | None:
         """Return the newest answer to any call of a chat, None if there was none in the last 24 hours."""
+        chat_id = subjects.uuid_text("chat_id", chat_id)
         event = await self._connection.last(subjects.LAST_RESULTS, subjects.results_of(chat_id))
         return None if event is None else Answer.model_validate(event["data"])
 
@@ -63,11 +71,9 @@ class Workspaced:
 class Chat:
     """A chat, for which its owner's tools are called."""
 
-    def __init__(
-        self, connection: Connection, service: str, chat_id: str, owner: Owner | None
-    ) -> None:
+    def __init__(self, service: Service, chat_id: str, owner: Owner | None) -> None:
         self.id, self.owner = chat_id, owner
-        self._connection, self._service = connection, service
+        self._service, self._connection = service, service.connection
 
     async def call(
         self,
@@ -85,7 +91,7 @@ class Chat:
         """
         call_id = call_id or uuid4().hex
         subjects.check_token("call_id", call_id)
-        request = {"call_id": call_id, "tool": tool, "args": dict(args or {})}
+        request = {"call_id": call_id, "tool": tool, "args": _checked(tool, args)}
         if self.owner is not None:
             request |= {
                 "organization_id": self.owner.organization,
@@ -96,7 +102,7 @@ class Chat:
             raise Invalid(
                 f"{tool} needs the chat's owner: ws.chat(chat_id, owner=workspaced.Owner(…))"
             )
-        call = Call(self._connection, self._service, self.id, call_id, request, traceparent)
+        call = Call(self._service, self.id, call_id, request, traceparent)
         await call.ask()
         return call
 
@@ -156,11 +162,11 @@ class Chat:
         """
         given = {"reason": reason, "workspace_id": workspace_id}
         data = {key: value for key, value in given.items() if value is not None}
-        return await store_event(self._connection, self._service, self.id, "delete_requested", data)
+        return await self._service.store_event(self.id, "delete_requested", data)
 
     async def keep(self, duration: timedelta) -> datetime | None:
         """Stop the workspace no sooner than that; return when it is stopped, None if it has no such time."""
-        body = {"chat_id": self.id, "seconds": duration.total_seconds()}
+        body = {"chat_id": self.id, "seconds": _seconds("duration", duration)}
         stops_at = (await self._connection.rpc("keep", body))["stops_at"]
         return None if stops_at is None else datetime.fromisoformat(stops_at)
 
@@ -174,8 +180,27 @@ class Chat:
 
         With `exec` the page also sees the output of commands, which may hold secrets.
         """
-        body = {"chat_ids": [self.id], "ttl_seconds": ttl.total_seconds(), "exec": exec}
+        body = {"chat_ids": [self.id], "ttl_seconds": _seconds("ttl", ttl), "exec": exec}
         return dict(await self._connection.rpc("frontend_credential", body))
+
+
+def _checked(tool: str, args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the arguments of a tool as they are sent. Raises Invalid."""
+    if not isinstance(tool, str) or not tool:
+        raise Invalid(f"tool must be the name of a tool, and is {tool!r}")
+    if args is not None and not isinstance(args, Mapping):
+        raise Invalid(f"args must be a dict with the arguments of {tool}, and is {args!r}")
+    try:
+        json.dumps(args, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Invalid(f"the arguments of {tool} are no JSON: {error}") from None
+    return dict(args or {})
+
+
+def _seconds(field: str, value: timedelta) -> float:
+    if not isinstance(value, timedelta):
+        raise Invalid(f"{field} must be a datetime.timedelta, and is {value!r}")
+    return value.total_seconds()
 
 
 @asynccontextmanager
@@ -190,11 +215,11 @@ async def connect(
 
     `key` is the path of an NKey seed, the seed itself, or the object that issued the key. `service` is a name of
     your choice, `[A-Za-z0-9_-]{1,128}`. The connection is made again when it breaks. Raises Refused if the key is
-    not accepted, and Unavailable if there is no server.
+    not accepted, Unavailable if there is no server, and Invalid for what can be none of a URL, key or name.
     """
     subjects.check_token("service", service)
-    connection = await open_connection(url, key=key, name=service, tls=tls)
+    connected = Service(await open_connection(url, key=key, name=service, tls=tls), service)
     try:
-        yield Workspaced(connection, service)
+        yield Workspaced(connected)
     finally:
-        await connection.close()
+        await connected.close()

@@ -36,6 +36,7 @@ _DENIED: Final = re.compile(
     r'permissions violation for (publish|subscription) (?:to|with reply of) "([^"]+)"',
     re.IGNORECASE,
 )
+_URL: Final = re.compile(r"(?:(?:nats|tls|ws|wss)://|(?!\w+://))[^\s/,]+(?:/|$)")
 WITHIN: Final = 10.0
 """Seconds in which NATS and the gateway answer short requests."""
 _REJECTIONS: Final = 8
@@ -256,7 +257,9 @@ class Connection:
                 subscription.numbers.append(await self._client.subscribe(name, cb=take))
             await self._confirm()
             if denied := [name for name in names if name.lower() in self._denied]:
-                raise Refused(f"the key may not subscribe to {', '.join(denied)}")
+                raise Refused(
+                    f"the key may not subscribe to {', '.join(denied)}: use one of another role"
+                )
         except (nats.errors.Error, TimeoutError) as error:
             await self.unsubscribe(subscription)
             raise Unavailable(f"can't subscribe: {error or 'no NATS'}") from None
@@ -317,7 +320,10 @@ class Connection:
                 self._inbox = inbox
                 return
             await subscription.unsubscribe()
-        raise Refused(f"the key permits none of the inboxes {', '.join(prefixes)}")
+        raise Refused(
+            "the key is none of a chat service, a provisioner or an operator: it permits none of the inboxes "
+            f"{', '.join(prefixes)}"
+        )
 
     async def close(self) -> None:
         """Close the connection; everything that waits fails."""
@@ -354,10 +360,10 @@ class Connection:
                 return
             for wanted, reply in self._waiting.values():
                 if wanted == subject and not reply.done():
-                    reply.set_exception(Refused(f"the key may not use {found[2]}"))
+                    reply.set_exception(_refused(found[2]))
                     return
             if (answering := self._answering.get(subject)) is not None:
-                answering.queue.put_nowait(Refused(f"the key may not use {found[2]}"))
+                answering.queue.put_nowait(_refused(found[2]))
             return
         self._error = text
         if "authorization" in text.lower():
@@ -385,20 +391,39 @@ class Connection:
         self._end(Refused(f"NATS closed the connection: {self._client.last_error or self._error}"))
 
 
+def _refused(subject: str) -> Refused:
+    return Refused(
+        f"the key may not use {subject}: use one of another role, or correct the name (docs/reference says which key "
+        "is permitted what)"
+    )
+
+
 def read_key(key: str | Path | Mapping[str, Any]) -> tuple[str, list[str]]:
     """Return the seed of a key and the inbox prefixes that it may have.
 
-    `key` is a file with a seed, a seed, or the JSON object that issued the key. Raises Refused.
+    `key` is a file with a seed, a seed, or the JSON object that issued the key. Raises Invalid, Refused.
     """
     if isinstance(key, Mapping):
+        if not key.keys() >= {"seed", "inbox_prefix"}:
+            raise Invalid(
+                "a key that is an object has `seed` and `inbox_prefix`, as the rpc that issued it said"
+            )
         return str(key["seed"]), [str(key["inbox_prefix"])]
+    if not isinstance(key, str | Path):
+        raise Invalid(
+            "key must be the path of a file with an NKey seed, the seed itself, or the object that issued the key, and "
+            f"is a {type(key).__name__}"
+        )
     text, name = str(key).strip(), ""
     if not re.fullmatch(r"SU[A-Z2-7]{56}", text):
         name = Path(key).stem
         try:
             content = Path(key).read_text()
         except OSError as error:
-            raise Refused(f"the key file {key} can't be read: {error.strerror}") from None
+            raise Refused(
+                f"the key file {key} can't be read: {error.strerror} (a key that is no file is an NKey seed: SU and 56 "
+                "capital letters or digits)"
+            ) from None
         if content.lstrip().startswith("{"):
             return read_key(json.loads(content))
         found = re.search(r"^\s*(SU[A-Z2-7]{56})\s*$", content, re.MULTILINE)
@@ -426,7 +451,12 @@ async def open_connection(
     name: str,
     tls: ssl.SSLContext | None,
 ) -> Connection:
-    """Connect to NATS. Raises Refused for a wrong key, Unavailable if there is no server."""
+    """Connect to NATS. Raises Refused for a wrong key, Unavailable if there is no server, Invalid."""
+    if not isinstance(url, str) or not all(_URL.match(one.strip()) for one in url.split(",")):
+        shown = re.sub(r"//[^@/]*@", "//", str(url))
+        raise Invalid(
+            f"url must be like nats://127.0.0.1:4222 (or tls://, ws://, wss://; several separated by commas), and is {shown!r}"
+        )
     seed, prefixes = read_key(key)
     prepare_websockets(url)
     client = _Client()
@@ -467,7 +497,10 @@ async def open_connection(
                 "`tls=ssl.create_default_context(cafile=…)`; commands have WORKSPACED_NATS_CA and --nats-ca for that"
             ) from None
         if "authorization" in reason.lower():
-            raise Rejected(f"NATS at {connection._url} does not accept the key: {reason}") from None  # noqa: SLF001
+            raise Rejected(
+                f"NATS at {connection._url} does not accept the key ({reason}): it has expired, was revoked or belongs to "  # noqa: SLF001
+                "another workspaced; an issued key also needs a gateway that runs"
+            ) from None
         raise Unavailable(f"no NATS at {connection._url}: {reason}") from None  # noqa: SLF001
     except BaseException:
         await client.close()

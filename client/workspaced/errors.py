@@ -55,7 +55,9 @@ class CannotRun(WorkspacedError):
     """The workspace cannot do it now, or the arguments were wrong. `next_step` names the tool to call first."""
 
     def __init__(self, message: str, next_step: str | None = None) -> None:
-        super().__init__(message if next_step is None else f"{message}; call {next_step} first")
+        if next_step is not None and next_step not in message:
+            message = f"{message}; call {next_step} first"
+        super().__init__(message)
         self.next_step = next_step
         """`create_workspace`, `start_workspace`, `stop_workspace`, or None."""
 

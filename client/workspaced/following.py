@@ -32,6 +32,8 @@ class Follower:
         old_log: bool,
     ) -> None:
         self._connection, self._chat_id, self._subscription = connection, chat_id, subscription
+        self._ended_before: str | None = None
+        """The build that had ended before, of which nobody wants the log."""
         self._old_log = old_log
         self._version = -1
         self._seen: set[tuple[str, str, int, int]] = set()
@@ -98,8 +100,11 @@ class Follower:
         if state.version > self._version:
             self._version = state.version
             found.append(state)
-        if state.build is not None and (self._old_log or not (first and state.settled)):
-            self._cursors.setdefault(state.build.id, None)
+        if state.build is not None:
+            if first and state.settled and not self._old_log:
+                self._ended_before = state.build.id
+            if state.build.id != self._ended_before:
+                self._cursors.setdefault(state.build.id, None)
         for build_id in list(self._cursors):
             found += await self._stored_lines(build_id)
         return found

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any
-from uuid import NAMESPACE_URL, uuid5
+from typing import Annotated, Any
+from uuid import NAMESPACE_URL, UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 DEFAULT_ORGANIZATION = str(uuid5(NAMESPACE_URL, "workspaced:organization:default"))
 """The organization of templates that were pushed without one."""
+
+
+def _uuid_text(value: object) -> object:
+    return str(value) if isinstance(value, UUID) else value
 
 
 class Value(BaseModel):
@@ -22,11 +26,11 @@ class Value(BaseModel):
 class Owner(Value):
     """The owner of a chat. The first accepted request of a chat fixes it."""
 
-    id: str
-    """A UUID."""
+    id: Annotated[str, BeforeValidator(_uuid_text)]
+    """A lower-case UUID, or a `uuid.UUID`."""
     name: str
     """The first part of the workspace's full name."""
-    organization: str = DEFAULT_ORGANIZATION
+    organization: Annotated[str, BeforeValidator(_uuid_text)] = DEFAULT_ORGANIZATION
     """The UUID of the organization that owns the templates."""
 
 

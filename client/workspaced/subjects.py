@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from uuid import UUID
 
 from workspaced.errors import Invalid
 
@@ -23,6 +24,13 @@ def check_uuid(field: str, value: str) -> None:
     """Raise Invalid if a value is no UUID in the form that ids have."""
     if not isinstance(value, str) or not _UUID.fullmatch(value):
         raise Invalid(f"{field} must be a lower-case UUID, and is {value!r}")
+
+
+def uuid_text(field: str, value: str | UUID) -> str:
+    """Return an id as text. Raises Invalid if it is no UUID in the form that ids have."""
+    text = str(value) if isinstance(value, UUID) else value
+    check_uuid(field, text)
+    return text
 
 
 def check_token(field: str, value: str) -> None:

@@ -91,7 +91,7 @@ class CallNotes:
         if found[:2] != (tool, digest):
             raise ServiceError(
                 _CONFLICT,
-                f"the call {call_id} was made before with another tool or other arguments",
+                f"call_id {call_id!r} was used in this workspace with another tool or other arguments: use a new one",
             )
         return Noted(None if found[2] is None else json.loads(found[2]))
 

@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import pytest
 import workspaced
@@ -55,6 +57,10 @@ startup_script = "echo from the agent"
 """
 OWNER = workspaced.Owner(id=new_id(), name="ada")
 TIMEOUT = 60.0
+
+
+def new_chat(ws: workspaced.Workspaced) -> workspaced.Chat:
+    return ws.chat(new_id(), owner=OWNER)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +118,13 @@ async def test_a_chat_service_creates_repeats_and_runs_a_command(ws: workspaced.
     async with chat.execute("echo one; echo two; exit 3") as process:
         assert "".join([piece async for piece in process]) == "one\ntwo\n"
         assert (await process.wait()).exit_code == 3
-    answer = await (await chat.call("execute", {"command": "echo of a model"}))
-    assert answer.result["output"] == "of a model\n"
+    call = await chat.call("execute", {"command": "echo of a model"})
+    states, log = await followed(call)
+    assert (await call).result["output"] == "of a model\n"
+    assert ([state.state for state in states], log) == (
+        ["ready"],
+        "",
+    )  # no build, and no log of one
 
     async with chat.execute("cat", open_stdin=True) as process:
         await process.write("typed")
@@ -139,6 +150,7 @@ async def test_values_that_do_not_fit_are_an_answer_with_validations(
         async with chat.execute("true"):
             pass
     assert caught.value.next_step == "create_workspace"
+    assert str(caught.value).count("create_workspace") == 1
 
 
 async def test_a_build_is_canceled_from_another_connection(
@@ -291,13 +303,68 @@ def test_each_format_of_the_tools_has_what_its_api_wants() -> None:
             lambda ws: ws.chat(new_id(), owner=workspaced.Owner(id="ada", name="ada")),
             "owner.id must be a lower-case UUID",
         ),
+        (
+            lambda ws: ws.chat(new_id(), owner="ada"),
+            "owner must be a workspaced.Owner(id=…, name=…)",
+        ),
+        (lambda ws: new_chat(ws).call("create_workspace", ["python"]), "args must be a dict"),
+        (lambda ws: new_chat(ws).call("create_workspace", {"template": object()}), "are no JSON"),
+        (lambda ws: new_chat(ws).call(None), "tool must be the name of a tool"),
+        (lambda ws: new_chat(ws).frontend_key(600), "ttl must be a datetime.timedelta"),
+        (lambda ws: new_chat(ws).keep(600), "duration must be a datetime.timedelta"),
     ],
 )
-async def test_a_wrong_id_is_refused_in_words_before_anything_is_sent(
-    ws: workspaced.Workspaced, use: Callable[[workspaced.Workspaced], object], words: str
+async def test_what_is_wrong_is_refused_in_words_before_anything_is_sent(
+    ws: workspaced.Workspaced, use: Callable[[workspaced.Workspaced], Any], words: str
 ) -> None:
     with pytest.raises(workspaced.Invalid, match=re.escape(words)):
-        use(ws)
+        await use(ws)
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "words"),
+    [
+        ("http://127.0.0.1:4222", None, "url must be like nats://127.0.0.1:4222"),
+        ("", None, "url must be like"),
+        (None, None, "url must be like"),
+        (None, {}, "`seed` and `inbox_prefix`"),
+        (None, b"SU", "key must be the path of a file"),
+    ],
+)
+async def test_what_can_be_no_url_or_key_is_refused_in_words(
+    running: Up, url: Any, given: Any, words: str
+) -> None:
+    url = running.nats if given is not None else url
+    with pytest.raises(workspaced.Invalid, match=re.escape(words)):
+        async with workspaced.connect(
+            url, key=key(running) if given is None else given, service="s"
+        ):
+            pass
+
+
+async def test_a_key_of_another_role_is_told_so(running: Up) -> None:
+    with pytest.raises(workspaced.Refused, match="none of a chat service, a provisioner or an"):
+        async with workspaced.connect(running.nats, key=key(running, "gateway"), service="s"):
+            pass
+    async with workspaced.connect(running.nats, key=key(running, "provisioner"), service="s") as ws:
+        with pytest.raises(workspaced.Refused, match="another role"):
+            await new_chat(ws).call("list_templates")
+
+
+async def test_all_calls_share_one_subscription_to_answers(ws: workspaced.Workspaced) -> None:
+    client = ws._connection._client
+    chat = ws.chat(uuid4(), owner=workspaced.Owner(id=uuid4(), name="ada"))
+    before = len(client._subs)
+
+    async def ask(call_id: str) -> bool:
+        call = await chat.call("list_templates", call_id=call_id)
+        assert len(client._subs) == before + 1
+        return (await call).ok
+
+    answers = await asyncio.gather(*(ask(f"call-{number % 5}") for number in range(20)))
+
+    assert answers == [True] * 20
+    assert ws._service._waiting == {}
 
 
 async def test_a_tool_that_needs_the_owner_says_so(ws: workspaced.Workspaced) -> None:
