@@ -305,6 +305,19 @@ class Bus(Protocol):
         """
         ...
 
+    async def request_many(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> Sequence[Message]:
+        """Send a request and return all replies of the next `timeout` seconds; at once none if nobody listens.
+
+        Raises Refused, Unavailable.
+        """
+        ...
+
     async def respond(self, subject: str, queue: str, responder: Responder) -> None:
         """Reply to requests on `subject` until the bus is closed; each goes to one member of `queue`.
 

@@ -18,11 +18,12 @@ from typing_extensions import override
 
 from bus import Bus, Pull, Responder, Subscription, services
 from bus.connect import open_connection
-from bus.errors import BusError, NoResponder, Unavailable
+from bus.errors import BusError, NoResponder, Refused, Unavailable
 from bus.exchange import Reply
 from bus.management import API_TIMEOUT, Management, bus_error, translated_errors
 from bus.messages import (
     ADDED_BY_DIRECT_GET,
+    TIME_STAMP,
     ConsumerState,
     Message,
     Outbound,
@@ -147,13 +148,14 @@ class JetStreamBus(Bus):
                 )
             except NotFoundError:
                 return None
-        headers = {
-            name: value
-            for name, value in (found.headers or {}).items()
-            if name not in ADDED_BY_DIRECT_GET
-        }
+        fields = found.headers or {}
+        headers = {name: value for name, value in fields.items() if name not in ADDED_BY_DIRECT_GET}
         return StoredMessage(
-            found.subject or "", found.data or b"", headers, sequence=found.seq or 0
+            found.subject or "",
+            found.data or b"",
+            headers,
+            sequence=found.seq or 0,
+            stored_at=datetime.fromisoformat(fields[TIME_STAMP]) if TIME_STAMP in fields else None,
         )
 
     @override
@@ -209,6 +211,38 @@ class JetStreamBus(Bus):
             raise NoResponder(f"nobody serves {subject}")
         services.raise_service_error(fields)
         return Message(subject, reply, fields)
+
+    @override
+    async def request_many(self, subject: str, data: bytes, *, timeout: float) -> Sequence[Message]:
+        client, inbox = self._client, self._client.new_inbox()
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        found: list[Message] = []
+
+        def take(message: Message, status: str) -> None:
+            if status != NO_RESPONDERS:
+                found.append(message)
+            elif not ended.done():
+                ended.set_result(None)
+
+        def is_denied(denied: str, error: Refused) -> bool:
+            if denied != subject.lower() or ended.done():
+                return False
+            ended.set_exception(error)
+            return True
+
+        number = await client.listen_confirmed(inbox, take)
+        client.on_denied.append(is_denied)
+        client.waiting.add(ended)
+        try:
+            client.publish_nowait(subject, data, reply=inbox)
+            await asyncio.wait((ended,), timeout=timeout)
+            if ended.done():
+                ended.result()
+            return found
+        finally:
+            client.waiting.discard(ended)
+            client.on_denied.remove(is_denied)
+            await client.unlisten(number)
 
     @override
     async def respond(self, subject: str, queue: str, responder: Responder) -> None:

@@ -132,8 +132,13 @@ class Management:
         with translated_errors(f"{consumer.name} of {consumer.stream}"):
             info = await self.manager.consumer_info(consumer.stream, consumer.name)
         floor = info.ack_floor.stream_seq if info.ack_floor is not None else 0
+        delivered = info.delivered.stream_seq if info.delivered is not None else 0
         return ConsumerState(
-            info.num_pending or 0, info.num_ack_pending or 0, floor, info.num_waiting or 0
+            info.num_pending or 0,
+            info.num_ack_pending or 0,
+            floor,
+            info.num_waiting or 0,
+            delivered,
         )
 
     async def purge(self, stream: str, last: int) -> None:

@@ -62,6 +62,8 @@ class StoredMessage(Message, frozen=True):
     """A message read from a stream, with its sequence there."""
 
     sequence: int = 0
+    stored_at: datetime | None = None
+    """When the stream stored it."""
 
 
 class PubAck(Struct, frozen=True):
@@ -143,6 +145,8 @@ class ConsumerState:
     """Every message up to this sequence of the stream was acknowledged or deleted."""
     pulls: int = 0
     """How many pulls of clients wait for messages."""
+    delivered: int = 0
+    """Every message above this sequence of the stream was never delivered."""
 
     @property
     def backlog(self) -> int:

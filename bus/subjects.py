@@ -49,6 +49,12 @@ WORKER_POOLS: Final = "workspaced.worker.pools"
 """Asks a worker to create the durable consumers of all pools that templates name."""
 WORKER_SETTINGS: Final = "workspaced.worker.settings"
 """Asks a worker to look at what follows at once from settings that have changed."""
+WORKER_PRESENCE: Final = "workspaced.worker.presence"
+"""Asks every worker who it is."""
+WORKER_STATUS: Final = "workspaced.worker.status"
+"""Asks a worker what runs, what waits, and what is wrong."""
+WORKER_DEAD: Final = "workspaced.worker.dead"
+"""Asks a worker for dead letters."""
 
 REVOCATIONS: Final = "workspaced.token.revoked"
 """Tells the gateways that a bearer token was revoked."""
@@ -72,6 +78,10 @@ JETSTREAM: Final = "$JS.API"
 """Prefix of JetStream's API."""
 ALL_SERVICES: Final = "$SRV.>"
 """Discovery, ping and statistics of NATS micro services."""
+ALL_SERVERS: Final = "$SYS.REQ.SERVER.PING.STATSZ"
+"""Asks all NATS servers for their versions and when they started."""
+GATEWAY_SERVICE: Final = "workspaced"
+"""The name of the gateways' micro service."""
 AUTH_CALLOUT: Final = "$SYS.REQ.USER.AUTH"
 """The server asks here whether a client may connect."""
 
@@ -225,6 +235,11 @@ def acks(stream: str, consumer: str) -> str:
 def kick(server: str) -> str:
     """Return the request subject that makes that server disconnect a client."""
     return f"$SYS.REQ.SERVER.{server}.KICK"
+
+
+def service_statistics(name: str) -> str:
+    """Return the request subject that every instance of a micro service answers with its statistics."""
+    return f"$SRV.STATS.{name}"
 
 
 def check(subject: str) -> None:

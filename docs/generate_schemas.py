@@ -26,6 +26,7 @@ from workspaced.tools import Format, in_format
 from bus import subjects
 from docs.tool_descriptions import DESCRIPTIONS
 from handlers.gateway import replies, requests
+from handlers.inspection import messages as inspected
 from statemachine import arguments, events, exec_tools, messages
 from statemachine.exec_tools import EXEC_RESULTS, EXEC_TOOLS
 from statemachine.strict_json import RejectReason
@@ -50,6 +51,11 @@ RPCS: Final[Mapping[str, tuple[type, Any]]] = {
     "list_orphans": (requests.OrphansBody, replies.OrphansPage),
     "read_log": (requests.LogBody, replies.LinesPage),
     "read_events": (requests.EventsBody, replies.EventsPage),
+    "status": (requests.StatusBody, inspected.StatusReply),
+    "list_calls": (requests.CallsBody, replies.CallsPage),
+    "build_times": (requests.BuildTimesBody, replies.BuildTimesReply),
+    "list_dead": (requests.DeadLettersBody, inspected.DeadLettersPage),
+    "read_dead": (requests.DeadLetterBody, inspected.ReadDeadLetter),
     "template_archive": (requests.ArchiveBody, None),
     "agent_credential": (requests.AgentCredentialBody, replies.Key),
     "frontend_credential": (requests.FrontendCredentialBody, replies.FrontendKey),

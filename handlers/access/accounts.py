@@ -37,7 +37,7 @@ FRONTENDS_RPC: Final = "read_log"
 SYSTEM: Final = "SYS"
 """The system account of nats-server."""
 KICK: Final = subjects.kick("*")
-"""Closes a client's connection: the only system service that other accounts may request."""
+"""Closes a client's connection. Beside this, operators and workers may ask the servers for their versions."""
 
 ROLE_ACCOUNTS: Final = {
     "operator": CORE,
@@ -96,6 +96,8 @@ EXPORTS: Final[dict[str, tuple[Export, ...]]] = {
         *_direct_gets(RESULT.name, CHATS, CHATS_WITHOUT_EXEC),
         *_direct_gets(LOG.name, CHATS),
         *_direct_gets(EXEC.name, CHATS),
+        _service(subjects.WORKER_STATUS, CHATS),
+        _service(subjects.WORKER_DEAD, CHATS),
         _stream(subjects.ALL_RESULTS, CHATS, CHATS_WITHOUT_EXEC),
         _stream(subjects.ALL_UI, CHATS, CHATS_WITHOUT_EXEC, FRONTENDS),
         _stream(subjects.RESEND_AGENT, AGENTS),
@@ -114,6 +116,9 @@ EXPORTS: Final[dict[str, tuple[Export, ...]]] = {
     CHATS_WITHOUT_EXEC: (),
     AGENTS: (_service(subjects.AGENT_REQUESTS, CHATS),),
     FRONTENDS: (),
-    SYSTEM: (_service(KICK, CORE, CHATS),),
+    SYSTEM: (
+        _service(KICK, CORE, CHATS),
+        _service(subjects.ALL_SERVERS, CORE, options=_MANY_ANSWERS),
+    ),
 }
 """The accounts, and what each exports to others."""

@@ -106,6 +106,9 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
             subjects.IN_TOOL,
             *_direct_gets(_STATE, _RESULT, _LOG, _EXEC),
             subjects.AGENT_REQUESTS,
+            # What operators ask: workers read it, because they may read every stream.
+            subjects.WORKER_STATUS,
+            subjects.WORKER_DEAD,
             # Answers to rpcs that arrived before the connection to NATS was lost: the server
             # forgets its permission to respond together with the connection. Chat services are
             # in the same account; requests of other accounts come from reply subjects that the

@@ -17,10 +17,9 @@ from bus import Bus, BusError, NoResponder, subjects
 from bus.streams import pool_consumer
 from handlers.cli.client import rpc_pages
 from handlers.errors import NotFoundError
+from handlers.inspection.status import is_served
 from handlers.runtime.supervise import cancel_and_wait
 
-_IGNORED_WITHIN: Final = 0.5
-"""Seconds in which the server says if nobody listens; a provisioner ignores the message."""
 STALL: Final = 3.0
 """Seconds without a message after which `notice_delays` asks again what holds the chat up."""
 _NEXT: Final = ": 0 jobs ahead"
@@ -79,13 +78,7 @@ class PoolQueues:
             with suppress(BusError):  # the pool has no consumer yet
                 if (await bus.consumer_state(pool_consumer(pool))).pulls:
                     return True
-            try:
-                await bus.request(subjects.cancel(pool), b"{}", timeout=_IGNORED_WITHIN)
-            except NoResponder:
-                return False
-            except TimeoutError:
-                pass
-            return True
+            return await is_served(bus, pool)
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from handlers.gateway.credentials import CredentialRpcs
 from handlers.gateway.exec_calls import ExecCalls
 from handlers.gateway.http import Handler, HttpApi
 from handlers.gateway.keeping import Keeping
+from handlers.gateway.operations import Operations
 from handlers.gateway.queries import Queries
 from handlers.gateway.replies import naming_ignored
 from handlers.gateway.tokens import TokenRpcs
@@ -35,7 +36,6 @@ from statemachine.store import Store, StoreUnavailableError
 from statemachine.tool_rules import BUSY, TOOLS
 
 log = logging.getLogger(__name__)
-SERVICE: Final = "workspaced"
 MAX_PER_CALLER: Final = 1_000
 """Rpcs of one caller that are answered at the same time. Tool calls have a limit of their own."""
 Body = TypeVar("Body", bound=Frozen)
@@ -67,7 +67,7 @@ class Gateway:
         if self.issuer_seed is not None:
             await AuthCallout(self.store, self.bus, self.issuer_seed).start()
         await self.bus.serve(
-            SERVICE,
+            subjects.GATEWAY_SERVICE,
             version("workspaced"),
             "Development workspaces for AI chats",
             {subjects.rpc(name): responder for name, responder in self._endpoints().items()},
@@ -89,6 +89,7 @@ class Gateway:
         calls, queries = self._calls, self._queries
         credentials = CredentialRpcs(self.store, self.bus)
         tokens = TokenRpcs(self.store, self.bus)
+        operations = Operations(self.store, self.bus)
         tools: dict[str, Responder] = {
             tool: _json_of_caller(requests.ToolBody, partial(calls.call, tool)) for tool in TOOLS
         }
@@ -101,6 +102,11 @@ class Gateway:
             "list_orphans": _json(requests.OrphansBody, queries.list_orphans),
             "read_log": _json_of_caller(requests.LogBody, queries.read_log),
             "read_events": _json(requests.EventsBody, queries.read_events),
+            "status": _json(requests.StatusBody, operations.status),
+            "list_calls": _json(requests.CallsBody, operations.list_calls),
+            "build_times": _json(requests.BuildTimesBody, operations.build_times),
+            "list_dead": _json(requests.DeadLettersBody, operations.list_dead),
+            "read_dead": _json(requests.DeadLetterBody, operations.read_dead),
             "template_archive": _responder(
                 requests.ArchiveBody,
                 lambda body, _message: queries.template_archive(body),

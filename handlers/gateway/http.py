@@ -56,9 +56,10 @@ MAX_CHATS: Final = 100
 """Chats that one stream follows."""
 _NOBODY: Final = "00000000-0000-0000-0000-000000000000"
 _TOKEN_TEXT: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_QUERY_NUMBERS: Final = frozenset(("after", "page"))
+_QUERY_NUMBERS: Final = frozenset(("after", "page", "seconds", "before"))
 _EVERYBODY: Final = frozenset(("operator", "chat-service", "chat", "frontend"))
 _CALLERS: Final = frozenset(("operator", "chat-service", "chat"))
+_OPERATORS: Final = frozenset(("operator",))
 _SERVICES: Final = frozenset(("operator", "chat-service"))
 
 Result = TypeVar("Result")
@@ -134,6 +135,11 @@ ROUTES: Final = (
     Route("GET", f"{_CHAT}/builds/{{build_id}}/log", "read_log", _EVERYBODY, "Read a build's log"),
     Route("GET", "/v1/templates", "list_templates", _CALLERS, "List templates"),
     Route("GET", "/v1/templates/{template_id}", "read_template", _CALLERS, "Read a template"),
+    Route("GET", "/v1/status", "status", _OPERATORS, "Read what runs, waits and is wrong"),
+    Route("GET", "/v1/calls", "list_calls", _OPERATORS, "List the calls that wait"),
+    Route("GET", "/v1/builds/times", "build_times", _OPERATORS, "Read how long builds took"),
+    Route("GET", "/v1/dead", "list_dead", _OPERATORS, "List dead letters"),
+    Route("GET", "/v1/dead/{sequence}", "read_dead", _OPERATORS, "Read a dead letter"),
     Route("GET", "/v1/stream", "stream", _EVERYBODY, "Follow chats as Server-Sent Events"),
 )
 
@@ -358,6 +364,29 @@ class HttpApi:
         """Return a page of a build's log."""
         _id("build_id", asked.path["build_id"])
         return HTTPStatus.OK, await self._rpc("read_log", asked, _page_body(asked))
+
+    async def status(self, asked: Asked) -> tuple[HTTPStatus, object]:
+        """Return what runs, what waits, and what is wrong."""
+        return HTTPStatus.OK, await self._rpc("status", asked, {})
+
+    async def list_calls(self, asked: Asked) -> tuple[HTTPStatus, object]:
+        """Return a page of the calls that wait."""
+        return HTTPStatus.OK, await self._rpc("list_calls", asked, asked.query)
+
+    async def build_times(self, asked: Asked) -> tuple[HTTPStatus, object]:
+        """Return how long builds took."""
+        return HTTPStatus.OK, await self._rpc("build_times", asked, _numbers(asked.query))
+
+    async def list_dead(self, asked: Asked) -> tuple[HTTPStatus, object]:
+        """Return a page of dead letters."""
+        return HTTPStatus.OK, await self._rpc("list_dead", asked, _numbers(asked.query))
+
+    async def read_dead(self, asked: Asked) -> tuple[HTTPStatus, object]:
+        """Return a dead letter."""
+        sequence = asked.path["sequence"]
+        if not re.fullmatch(r"[0-9]{1,18}", sequence):
+            raise Problem(HTTPStatus.BAD_REQUEST, f"sequence: {sequence!r} is not a number")
+        return HTTPStatus.OK, await self._rpc("read_dead", asked, {"sequence": int(sequence)})
 
     async def list_templates(self, asked: Asked) -> tuple[HTTPStatus, object]:
         """Return a page of the templates of an organization."""

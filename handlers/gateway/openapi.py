@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from pydantic import BaseModel, TypeAdapter
 
 from handlers.gateway import replies, requests
+from handlers.inspection import messages as inspected
 from statemachine import messages
 from statemachine.states import STATE_INFO
 
@@ -37,6 +38,7 @@ _UUID: Final = {
     "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
 }
 _TOKEN: Final = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$"}
+_SEQUENCE: Final = {"type": "integer", "minimum": 1, "exclusiveMaximum": 10**18}
 _WAIT: Final = {"anyOf": [{"type": "number", "minimum": 0}, {"enum": [None, ""]}]}
 _TEXT: Final = {"type": "string"}
 _WITHOUT_NUL: Final = "^[^\\u0000]*$"
@@ -68,6 +70,9 @@ _QUERIES: Final[Mapping[str, type[BaseModel]]] = {
     "list_chats": requests.ChatsBody,
     "read_events": requests.EventsBody,
     "read_log": requests.LogBody,
+    "list_calls": requests.CallsBody,
+    "build_times": requests.BuildTimesBody,
+    "list_dead": requests.DeadLettersBody,
 }
 """The query of a route, in the same way."""
 _MORE: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
@@ -89,6 +94,11 @@ _REPLIES: Final[Mapping[str, Any]] = {
     "get_chat": replies.ChatWithCalls,
     "read_events": replies.EventsPage,
     "read_log": replies.LinesPage,
+    "status": inspected.StatusReply,
+    "list_calls": replies.CallsPage,
+    "build_times": replies.BuildTimesReply,
+    "list_dead": inspected.DeadLettersPage,
+    "read_dead": inspected.ReadDeadLetter,
     "list_templates": messages.TemplatesPage,
     "read_template": messages.TemplateRead,
 }
@@ -159,7 +169,7 @@ def _operation(route: Described, schemas: dict[str, Any]) -> dict[str, Any]:
 
 def _path_parameters(path: str) -> Iterable[dict[str, Any]]:
     for name in re.findall(r"{(\w+)}", path):
-        schema = _UUID if name in _IDS else _TOKEN
+        schema = _SEQUENCE if name == "sequence" else _UUID if name in _IDS else _TOKEN
         yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 

@@ -241,3 +241,55 @@ class RevokedToken(IgnoredKeys):
 
     revoked: bool
     """False: there is no such valid token."""
+
+
+class WaitingCall(TypedDict):
+    """A call that waits for its answer."""
+
+    chat_id: Id
+    call_id: str
+    tool: str
+    asked_at: Timestamp
+    state: str
+    """The state of its chat."""
+    waits_for: str
+    """Text for people: what has to happen before it is answered."""
+    deadline: Timestamp | None
+    """When the limit of that state passes; null if it has none."""
+
+
+class CallsPage(IgnoredKeys):
+    """The reply of `list_calls`."""
+
+    calls: list[WaitingCall]
+    next: NotRequired[str]
+    """Absent on the last page; otherwise the `cursor` of the next request."""
+
+
+class TemplateTimes(TypedDict):
+    """How long the builds of a template with one transition took. Times are in seconds."""
+
+    template: str | None
+    """The template's name; null for builds that workspaced did not request."""
+    transition: Literal["start", "stop", "delete"]
+    count: int
+    failed: int
+    canceled: int
+    median: float | None
+    """From the begin to the end, of those that succeeded; null if none did."""
+    p90: float | None
+    longest: float | None
+    queued: float | None
+    """The median from the request to the begin; null if no provisioner began one."""
+
+
+class BuildTimesReply(IgnoredKeys):
+    """The reply of `build_times`."""
+
+    since: Timestamp
+    until: Timestamp
+    builds: int
+    """How many builds these figures are of."""
+    complete: bool
+    """False: more builds ended in the period, and the figures are of the newest 10,000."""
+    templates: list[TemplateTimes]

@@ -128,6 +128,41 @@ class EventsBody(Frozen):
     """Only entries whose `seq` is above this one."""
 
 
+class StatusBody(Frozen):
+    """The body of `status`, which tells operators what runs, what waits, and what is wrong."""
+
+
+class CallsBody(Frozen):
+    """The body of `list_calls`, which returns the calls that wait for their answers, oldest first, page by page."""
+
+    chat_id: Id | None = None
+    """Only calls of this chat."""
+    cursor: (
+        Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{36}\.[A-Za-z0-9_-]{1,128}$")] | None
+    ) = None
+    """The `next` of the page before."""
+
+
+class BuildTimesBody(Frozen):
+    """The body of `build_times`, which tells how long builds took that have ended."""
+
+    seconds: Annotated[float, Field(gt=0, le=366 * 24 * 3600)] = 7 * 24 * 3600
+    """How long ago the period begins; it ends now."""
+
+
+class DeadLettersBody(Frozen):
+    """The body of `list_dead`, which returns the dead letters, newest first, page by page."""
+
+    before: Annotated[int, Field(gt=0, lt=2**63)] | None = None
+    """The `next` of the page before: only letters with a lower `sequence`."""
+
+
+class DeadLetterBody(Frozen):
+    """The body of `read_dead`, which returns one dead letter with the message."""
+
+    sequence: Annotated[int, Field(gt=0, lt=2**63)]
+
+
 class ArchiveBody(Frozen):
     """The body of `template_archive`, which returns a piece of a template folder's tar.gz.
 

@@ -11,6 +11,7 @@ A `Store` is composed of small parts, each a protocol of its own:
 - `templates`: template versions and their archives.
 - `credentials`: issued keys, and the NATS connections made with them.
 - `tokens`: bearer tokens for the gateway's HTTP interface.
+- `statistics`: what operators ask about all chats at once.
 - `recovery`: what workers need to publish again after NATS lost data or the database was restored.
 
 Every method may raise `StoreUnavailableError`. Lists come in pages: at most `limit` rows, sorted by
@@ -466,6 +467,73 @@ class Tokens(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class DatabaseServer:
+    """The PostgreSQL server."""
+
+    version: str
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingCalls:
+    """How many calls of all chats wait for their answers."""
+
+    count: int
+    oldest_at: datetime | None
+    """When the one was asked that waits longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildTimes:
+    """How long the builds of a template took that ended in a period."""
+
+    template: str | None
+    """The template's name; None for builds that workspaced did not request."""
+    transition: str
+    """`start`, `stop` or `delete`."""
+    count: int
+    failed: int
+    canceled: int
+    median: float | None
+    """Seconds from the begin to the end of those that succeeded; None if none did."""
+    p90: float | None
+    longest: float | None
+    queued: float | None
+    """The median of the seconds from the request to the begin, of all that a provisioner began."""
+
+
+class Statistics(Protocol):
+    """Reads about all chats at once, for operators."""
+
+    async def server(self) -> DatabaseServer:
+        """Return which server this is."""
+        ...
+
+    async def waiting_calls(self, limit: int) -> WaitingCalls:
+        """Count the open calls of all chats; stop counting at `limit`."""
+        ...
+
+    async def open_calls(
+        self, *, chat_id: str | None = None, after: CallKey | None = None, limit: int = 100
+    ) -> list[Call]:
+        """Return a page of the open calls of all chats or of one, those first that have waited longest."""
+        ...
+
+    async def pools(self) -> set[str]:
+        """Return the pools that the active versions of templates name."""
+        ...
+
+    async def build_times(
+        self, since: datetime, until: datetime, *, limit: int
+    ) -> tuple[int, Sequence[BuildTimes]]:
+        """Return how many builds ended in a period, and how long they took by template and transition.
+
+        Only the newest `limit` builds are read.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class StreamPosition:
     """The last known end of a stream, or the mark that the stream lost messages."""
 
@@ -645,6 +713,11 @@ class Store(Protocol):
     @property
     def tokens(self) -> Tokens:
         """Bearer tokens for HTTP."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """Reads about all chats at once."""
         ...
 
     @property

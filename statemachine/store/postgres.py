@@ -40,6 +40,7 @@ from statemachine.store.postgres_queries import (
     PostgresChats,
     PostgresCredentials,
     PostgresRecovery,
+    PostgresStatistics,
     PostgresTemplates,
     PostgresTokens,
     call_from_row,
@@ -139,6 +140,7 @@ class PostgresStore:
         self.templates = PostgresTemplates(fetch)
         self.credentials = PostgresCredentials(fetch)
         self.tokens = PostgresTokens(fetch)
+        self.statistics = PostgresStatistics(fetch)
         self.recovery = PostgresRecovery(fetch)
         self.audit = PostgresAudit(fetch)
 

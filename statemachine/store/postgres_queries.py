@@ -18,6 +18,7 @@ from statemachine.lookups import Lookups
 from statemachine.messages import LogEntry
 from statemachine.store import (
     CONNECTIONS_PER_KEY,
+    BuildTimes,
     CallKey,
     Chats,
     CheckedCredential,
@@ -25,17 +26,20 @@ from statemachine.store import (
     Credential,
     Credentials,
     DatabaseOrigin,
+    DatabaseServer,
     KnownCall,
     ListedCredential,
     LookedUp,
     PushedVersion,
     Recovery,
     SeenServer,
+    Statistics,
     StoredJob,
     StreamPosition,
     Templates,
     Token,
     Tokens,
+    WaitingCalls,
     chat_columns,
     log_entry,
     rest_columns,
@@ -276,6 +280,40 @@ class PostgresTemplates(Templates):
     @override
     async def pools(self) -> set[str]:
         return {row["pool"] for row in await self._fetch("pools")}
+
+
+class PostgresStatistics(Statistics):
+    """`Statistics` in PostgreSQL; the port describes the methods."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+
+    @override
+    async def server(self) -> DatabaseServer:
+        return DatabaseServer(**(await self._fetch("database_server"))[0])
+
+    @override
+    async def waiting_calls(self, limit: int) -> WaitingCalls:
+        return WaitingCalls(**(await self._fetch("waiting_calls", limit))[0])
+
+    @override
+    async def open_calls(
+        self, *, chat_id: str | None = None, after: CallKey | None = None, limit: int = 100
+    ) -> list[Call]:
+        rows = await self._fetch("open_calls_of_all", chat_id, *(after or (None, None)), limit)
+        return [call_from_json(row["body"]) for row in rows]
+
+    @override
+    async def pools(self) -> set[str]:
+        return {row["pool"] for row in await self._fetch("active_pools")}
+
+    @override
+    async def build_times(
+        self, since: datetime, until: datetime, *, limit: int
+    ) -> tuple[int, list[BuildTimes]]:
+        rows = await self._fetch("build_times", since, until, limit)
+        found = [BuildTimes(**row) for row in rows]
+        return sum(one.count for one in found), found
 
 
 class PostgresCredentials(Credentials):

@@ -266,6 +266,20 @@ select body from call where chat_id = $1::uuid and resolved_at is null order by 
 -- Uses the index of open calls, and stops at the limit.
 select count(*) from (select from call where resolved_at is null limit $1) as open
 
+-- name: waiting_calls
+-- Finds the rows by the index of open calls, and stops at the limit.
+select count(*) as count, min(asked_at) as oldest_at
+from (select asked_at from call where resolved_at is null limit $1) as open
+
+-- name: open_calls_of_all
+-- The open calls of all chats, or of the chat $1, oldest first, behind the call ($2, $3). The index of open calls finds
+-- them; only waiting calls are sorted, and their number is limited.
+select body from call
+where resolved_at is null and ($1::uuid is null or chat_id = $1)
+  and ($2::uuid is null or (asked_at, chat_id, call_id) > (
+      select asked_at, chat_id, call_id from call where chat_id = $2 and call_id = $3::text))
+order by asked_at, chat_id, call_id limit $4
+
 -- name: known_call
 -- The digest of a call that is stored, and the key that such digests are made with.
 select call.body ->> 'digest' as digest, call_key.key from call, call_key
@@ -335,6 +349,48 @@ order by chat_id limit $2
 -- name: pools
 -- The pools that template versions name. Workers create a consumer for each.
 select distinct manifest ->> 'pool' as pool from template_version
+
+-- name: active_pools
+select distinct v.manifest ->> 'pool' as pool from template t join template_version v on v.version_id = t.active_version_id
+
+-- name: database_server
+select current_setting('server_version') as version, pg_postmaster_start_time() as started_at
+
+-- name: build_times
+-- The newest $3 builds that ended from $1 to before $2, by template and transition. Their ends are found by the index
+-- build_end, and their beginnings among the entries before the end in the same chat's log.
+with ended as materialized (
+    select chat_id, seq, at, event ->> 'type' as type, event -> 'data' ->> 'build_id' as build_id,
+           event -> 'data' ->> 'transition' as transition
+    from event_log
+    where event ->> 'type' in (
+        'workspaced.build_succeeded.v1', 'workspaced.build_failed.v1', 'workspaced.build_canceled.v1')
+      and at >= $1 and at < $2 and outcome in ('moved', 'changed', 'kept')
+    order by at desc limit $3
+), built as (
+    select ended.transition, ended.type, requested.template,
+           extract(epoch from ended.at - began.at)::float8 as took,
+           extract(epoch from began.at - requested.at)::float8 as queued
+    from ended left join lateral (
+        select at from event_log l
+        where l.chat_id = ended.chat_id and l.seq < ended.seq and l.seq >= ended.seq - 1000
+          and l.event ->> 'type' = 'workspaced.build_started.v1' and l.event -> 'data' ->> 'build_id' = ended.build_id
+        order by l.seq desc limit 1
+    ) as began on true left join lateral (
+        select at, event -> 'data' -> 'template' ->> 'name' as template from event_log l
+        where l.chat_id = ended.chat_id and l.seq < ended.seq and l.seq >= ended.seq - 1000
+          and l.event ->> 'type' = 'workspaced.build_requested.v1' and l.event -> 'data' ->> 'build_id' = ended.build_id
+        order by l.seq desc limit 1
+    ) as requested on true
+)
+select template, transition, count(*) as count,
+       count(*) filter (where type = 'workspaced.build_failed.v1') as failed,
+       count(*) filter (where type = 'workspaced.build_canceled.v1') as canceled,
+       percentile_cont(0.5) within group (order by took) filter (where type = 'workspaced.build_succeeded.v1') as median,
+       percentile_cont(0.9) within group (order by took) filter (where type = 'workspaced.build_succeeded.v1') as p90,
+       max(took) filter (where type = 'workspaced.build_succeeded.v1') as longest,
+       percentile_cont(0.5) within group (order by queued) as queued
+from built group by template, transition order by count(*) desc, template, transition
 
 -- name: read_archive
 -- A piece of a version's tar.gz.

@@ -72,7 +72,7 @@ begin
             ('chat',             'select, insert, update',         'select',                                          'select, update'),
             ('event_log',        'insert',                         'select',                                          'select'),
             ('event_identity',   'select, insert',                 '',                                                'select'),
-            ('call',             'select, insert, update',         'select (chat_id, call_id, ord, body, resolved_at)', 'select'),
+            ('call',             'select, insert, update',         'select (chat_id, call_id, ord, body, asked_at, resolved_at)', 'select'),
             ('call_key',         'select',                         'select',                                          'select'),
             ('cancellation',     'select, insert, update, delete', '',                                                'select'),
             ('workspace',        'select, insert, update',         'select',                                          'select'),

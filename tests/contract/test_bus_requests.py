@@ -72,6 +72,22 @@ async def test_a_request_without_responder_fails_immediately(bus: Bus, prefix: s
         await bus.request(prefix, b"", timeout=60)
 
 
+async def test_a_request_to_many_gets_every_reply_that_comes_in_time(
+    bus: Bus, other: Bus, prefix: str
+) -> None:
+    assert await bus.request_many(prefix, b"", timeout=60) == [], "nobody is waited for"
+
+    async def answer(message: Message) -> bytes:
+        return b"re: " + message.data
+
+    for name in ("one", "two"):
+        await other.respond(prefix, name, answer)
+
+    replies = await bus.request_many(prefix, b"hello", timeout=0.3)
+
+    assert [reply.data for reply in replies] == [b"re: hello"] * 2
+
+
 async def test_a_responder_receives_data_and_headers(bus: Bus, other: Bus, prefix: str) -> None:
     async def echo(message: Message) -> bytes:
         return message.data + message.headers["Own"].encode() + message.subject.encode()

@@ -234,6 +234,11 @@ class MemoryBus(Bus):
         return await self._requests.ask(subject, data, headers, timeout)
 
     @override
+    async def request_many(self, subject: str, data: bytes, *, timeout: float) -> Sequence[Message]:
+        await self._round_trip()
+        return await self._requests.ask_many(subject, data, timeout)
+
+    @override
     async def respond(self, subject: str, queue: str, responder: Responder) -> None:
         await self._round_trip()
         self._requests.answer(subject, queue, responder)

@@ -63,7 +63,12 @@ class MemoryConsumer:
             sequence >= self._next and (not wanted or matches(wanted, message.subject))
             for sequence, message in self._stream.messages.items()
         )
-        return ConsumerState(undelivered, len(unacked), min(unacked, default=self._next) - 1)
+        return ConsumerState(
+            undelivered,
+            len(unacked),
+            min(unacked, default=self._next) - 1,
+            delivered=self._next - 1,
+        )
 
     def offer(self) -> None:
         """Give available messages to the waiting pulls, in turn."""

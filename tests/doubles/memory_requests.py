@@ -66,6 +66,24 @@ class MemoryRequests:
         services.raise_service_error(message.headers)
         return message
 
+    async def ask_many(self, subject: str, data: bytes, within: float) -> list[Message]:
+        """Send a request; return all replies that come in time."""
+        reply = f"_INBOX.{next(self._server.numbers)}"
+        over: Future[Message] = asyncio.get_running_loop().create_future()
+        found: list[Message] = []
+        interest = self.listen(reply, "", found.append)
+        end = Message(reply, b"")
+        timer = self._server.clock.call_later(within, lambda: _succeed(over, end))
+        self._asked[over] = None
+        try:
+            if self._server.deliver(Message(subject, data, {}, reply)):
+                await over
+        finally:
+            timer.cancel()
+            self._asked.pop(over, None)
+            self.unlisten(interest)
+        return found
+
     def answer(self, subject: str, queue: str, responder: Responder) -> None:
         """Reply to requests; send no reply when the responder raises."""
 

@@ -29,9 +29,11 @@ from statemachine.store import (
     JOB_RETENTION,
     NO_ROW,
     Alarm,
+    BuildTimes,
     CallKey,
     Changes,
     DatabaseOrigin,
+    DatabaseServer,
     DueAlarms,
     KnownCall,
     Look,
@@ -41,6 +43,7 @@ from statemachine.store import (
     StoredJob,
     StreamPosition,
     TransientError,
+    WaitingCalls,
     Wanted,
     Written,
     log_entry,
@@ -83,6 +86,7 @@ class MemoryStore:
         self.templates = MemoryTemplates(clock)
         self.credentials = MemoryCredentials(clock, self.chats.get)
         self.tokens = MemoryTokens(clock)
+        self.statistics = MemoryStatistics(self)
         self.recovery = MemoryRecovery(self)
 
     async def now(self) -> datetime:
@@ -441,6 +445,45 @@ class MemoryTemplates:
         }
         wanted = {template.active.id for template in templates.values()} | set(version_ids)
         return Catalog(templates, {v: self._versions[v][0] for v in wanted if v in self._versions})
+
+
+class MemoryStatistics:
+    """Implements `Statistics`; the port documents the methods."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def server(self) -> DatabaseServer:
+        return DatabaseServer("memory", self._store.clock())
+
+    async def waiting_calls(self, limit: int) -> WaitingCalls:
+        found = await self.open_calls(limit=limit)
+        return WaitingCalls(len(found), min((call.asked_at for call in found), default=None))
+
+    async def open_calls(
+        self, *, chat_id: str | None = None, after: CallKey | None = None, limit: int = 100
+    ) -> list[Call]:
+        def place(call: Call) -> tuple[datetime, str, str]:
+            return call.asked_at, call.chat_id, call.call_id
+
+        behind = None if after is None else place(self._store.calls[after].call)
+        found = [
+            stored.call
+            for stored in self._store.calls.values()
+            if stored.answer is None
+            and chat_id in (None, stored.call.chat_id)
+            and (behind is None or place(stored.call) > behind)
+        ]
+        return sorted(found, key=place)[:limit]
+
+    async def pools(self) -> set[str]:
+        return await self._store.templates.pools()
+
+    async def build_times(
+        self, since: datetime, until: datetime, *, limit: int
+    ) -> tuple[int, list[BuildTimes]]:
+        del since, until, limit
+        raise NotImplementedError  # an index and percentiles are what there is to it
 
 
 class MemoryRecovery:

@@ -52,12 +52,14 @@ USES = {
         ),
         *("published_chats", "jobs", "unpublished_jobs", "answered_calls", "chats_with_agents"),
         *("changed_chats", "answers_of", "alarm_times", "mark_published"),
+        *("database_server", "waiting_calls", "active_pools"),
         *("invalid_connections", "forget_connections", "writable", "note_blocked"),
     },
     "gateway": {
         *(
             "chat",
             "chats",
+            "chats_by_id",
             "open_calls",
             "is_answered",
             "known_call",
@@ -70,6 +72,7 @@ USES = {
         *("issue_credential", "credential", "current_workspaces", "now"),
         *("credentials", "revoke_credential", "bind_provisioner", "look_up"),
         *("issue_token", "token", "tokens", "revoke_token"),
+        *("database_server", "waiting_calls", "open_calls_of_all", "active_pools", "build_times"),
         *(
             "record_connection",
             "forget_earlier_server",
@@ -197,7 +200,6 @@ async def test_a_gateway_may_read_chats_and_logs_but_not_run_statements_of_worke
         "published_chats",
         "changed_chats",
         "chats_with_agents",
-        "chats_by_id",
         "log_of_many",
         "count_open_calls",
         "chat_rows",

@@ -82,7 +82,7 @@ def _recording(into: list[tuple[str, Any]]) -> Iterator[None]:
 
 def _without_row_versions(name: str, args: Any) -> Any:
     """Return the arguments of a statement for another database, where rows have other versions."""
-    if name != "write":
+    if name not in ("write", "write_facts"):
         return args
     chats, *others = args
     rows = [{**row, "row_version": None} for row in json.loads(chats)]  # null: in any case

@@ -38,6 +38,7 @@ RELEASED = {
     "0012_rests": "f4a4e223d01fec71c28061f828dbadd0c9fc63f64ea1b2417a5ec7884bdf0489",
     "0013_canceled_jobs": "93acb1b2c2e736eca0f33aa4b71009eac5c6ed12b3d55c7cc003c589987f3868",
     "0014_tokens": "420191ac573f38d172eb58392150c32c25ccca61ed003fa4ab53799ab96da2f4",
+    "0015_build_ends": "182bee7173f2f3de84b7ba734909b4d009ca081f6cc7827c2a3da5cf27df640a",
 }
 """Digests of released migrations. They never change; corrections need a new migration."""
 EARLIER = recording.recorded()

@@ -13,6 +13,7 @@ CONSUMERS = {"JOB": "pool-wire"}
 """The consumer of a stream that the test tries to access; for other streams it is `worker`."""
 TOOLS = ("create_workspace", "start_workspace", "stop_workspace", "list_templates", "read_template")
 READING = ("cancel", "keep", "cancel_build", "get_chat", "list_chats", "read_log", "read_events")
+OPERATORS = ("status", "list_calls", "build_times", "list_dead", "read_dead")
 TOKENS = ("issue_token", "list_tokens", "revoke_token", "check_token")
 EXEC_TOOLS = (
     *("execute", "process_output", "process_input", "process_signal", "process_list"),
@@ -140,10 +141,15 @@ def published(ids: Ids) -> list[str]:
         *(f"workspaced.rpc.{name}" for name in ("template_archive", "agent_credential")),
         "workspaced.rpc.frontend_credential",
         *(f"workspaced.rpc.{name}" for name in TOKENS),
+        *(f"workspaced.rpc.{name}" for name in OPERATORS),
         "workspaced.token.revoked",
+        "workspaced.worker.status",
+        "workspaced.worker.dead",
+        "workspaced.worker.presence",
         "$SRV.PING",
         "$SYS.REQ.USER.AUTH",
         "$SYS.REQ.SERVER.PING",
+        "$SYS.REQ.SERVER.PING.STATSZ",
         "$SYS.REQ.ACCOUNT.APP.CONNZ",
         "$SYS.ACCOUNT.APP.CONNECT",
         "$JS.EVENT.ADVISORY.API",
@@ -181,7 +187,8 @@ def may_publish(party: str, subject: str, ids: Ids) -> bool:
     if party == "gateway":
         answers = ("_INBOX_chat-service.", "_R_.")
         gets = (f"{get}STATE", f"{get}RESULT", f"{get}LOG", f"{get}EXEC")
-        return subject == "workspaced.token.revoked" or subject.startswith(
+        own = ("workspaced.token.revoked", "workspaced.worker.status", "workspaced.worker.dead")
+        return subject in own or subject.startswith(
             ("workspaced.in.tool.", "workspaced.agent.", *gets, *answers)
         )
     if party == "agent":

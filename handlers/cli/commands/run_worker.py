@@ -10,6 +10,7 @@ from handlers.cli.command_table.servers import RunWorker
 from handlers.cli.commands.roles import health, raise_when_closed, run_until_signal
 from handlers.runtime.health import database_check, first_problem, nats_check, started_check
 from handlers.settings import Settings
+from handlers.worker.status import StatusAnswers
 from handlers.worker.worker import Worker
 from statemachine.store import Store
 
@@ -29,7 +30,8 @@ async def worker(command: RunWorker, settings: Settings) -> None:
             "nats": first_problem(nats_check({"worker": bus}), lambda: problems.of("nats")),
             "database": first_problem(database_check(store), lambda: problems.of("database")),
         }
-        await run_until_signal(working.run(), raise_when_closed(bus))
+        status = StatusAnswers(store, bus, working.waiting_limits).run()
+        await run_until_signal(working.run(), status, raise_when_closed(bus))
 
 
 def new_worker(

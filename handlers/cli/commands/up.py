@@ -42,6 +42,7 @@ from handlers.runtime.listeners import (
 from handlers.runtime.supervise import running
 from handlers.sandbox.policy import require_confinement
 from handlers.settings import Settings
+from handlers.worker.status import StatusAnswers
 from statemachine.store.migrator import migrate
 
 
@@ -145,6 +146,7 @@ async def everything(
             endpoints.bus("provisioner") as provisioner_bus,
         ):
             worker = new_worker(store, worker_bus, settings, endpoints, asyncio.Event())
+            status = StatusAnswers(store, worker_bus, worker.waiting_limits).run()
             gateway = new_gateway(gateway_store, gateway_bus, settings, endpoints, asyncio.Event())
             local = local_provisioner(endpoints, provisioner_bus, servers.directory, settings)
             buses = {"worker": worker_bus, "gateway": gateway_bus, "provisioner": provisioner_bus}
@@ -153,7 +155,7 @@ async def everything(
             token_file = (folder if folder.is_dir() else folder.parent) / OPERATOR_FILE
             await renew_operator_token(gateway_store, token_file)
             token = keep_operator_token(gateway_store, token_file)
-            async with running(worker.run(), gateway.run(), token, *closed) as roles:
+            async with running(worker.run(), status, gateway.run(), token, *closed) as roles:
                 await worker.ready.wait()
                 await gateway.ready.wait()
                 # Create it before a template names the pool: the first build would otherwise wait for a retry.
