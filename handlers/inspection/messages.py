@@ -171,4 +171,4 @@ class ReadDeadLetter(DeadLetter, IgnoredKeys):
     advice: str
     """Text for people: what to do about it."""
     refusal: str | None
-    """Why `workspaced dead replay` does not publish it again; null if it does."""
+    """Why it must not be published again; null if it may be."""
