@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
-from bus import Bus, BusError, NoResponder, subjects
+from bus import Bus, BusError, Denied, NoResponder, subjects
 from bus.streams import (
     CONSUMERS,
     DEAD,
@@ -250,6 +250,8 @@ class Inspection:
         if self.bus is not None and self.bus.connected and self.reads_streams:
             try:
                 return await read(self.bus)
+            except Denied:
+                raise  # the key is no operator's
             except (BusError, TimeoutError):
                 pass  # it does not exist yet, or the server is away
         return otherwise

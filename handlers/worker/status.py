@@ -67,7 +67,7 @@ class StatusAnswers:
         return json.dumps(await Inspection(self.store, self.bus).run()).encode()
 
     async def _dead(self, message: Message) -> bytes:
-        body, letters = json.loads(message.data), DeadLetters(self.bus)
+        body, letters = json.loads(message.data or b"{}"), DeadLetters(self.bus)
         if "sequence" in body:
             return json.dumps(await letters.read(body["sequence"])).encode()
-        return json.dumps(await letters.page(body["before"])).encode()
+        return json.dumps(await letters.page(body.get("before"))).encode()
