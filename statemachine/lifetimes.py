@@ -116,14 +116,18 @@ def with_attempt(record: WorkspaceRecord, earlier: Retry | None) -> WorkspaceRec
 
 def impossible(record: WorkspaceRecord, transition: Transition, at: datetime) -> WorkspaceRecord:
     """Return a workspace for which no build of this kind could be requested: workers try again later."""
-    return _failed(record, transition, at)
+    before = record.retry
+    same = before is not None and before.transition is transition
+    count = before.count + 1 if before is not None and same else 1
+    counted = before.counted if before is not None else None
+    return _with_retry(record, Retry(transition=transition, count=count, counted=counted), at)
 
 
 def overdue(record: WorkspaceRecord, at: datetime) -> WorkspaceRecord:
     """Return a replaced workspace whose open build has exceeded the limit."""
     if record.build is None or record.build.outcome is not None:
         return record
-    return _failed(record, record.build.transition, at)
+    return _ended_badly(record, record.build, at)
 
 
 def with_end(record: WorkspaceRecord, at: datetime) -> WorkspaceRecord:
@@ -134,8 +138,8 @@ def with_end(record: WorkspaceRecord, at: datetime) -> WorkspaceRecord:
     if build.succeeded or not _is_retried(build):
         return record if record.retry is None else replace(record, retry=None)
     if record.retry is not None and record.retry.at is not None:
-        return record  # its end comes after its limit: that attempt is counted
-    return _failed(record, build.transition, at)
+        return record  # its end comes after its limit, from which the next attempt is counted
+    return _ended_badly(record, build, at)
 
 
 def entered(chat: Chat, at: datetime) -> Chat:
@@ -149,8 +153,8 @@ def entered(chat: Chat, at: datetime) -> Chat:
             # After its limit the attempt counted as failed, until somebody canceled it.
             return chat if retry is None else replace(chat, current=replace(current, retry=None))
         if retry is not None and retry.at is not None:
-            return chat  # its end comes after its limit: that attempt is counted
-        return replace(chat, current=_failed(current, build.transition, at))
+            return chat  # its end comes after its limit, from which the next attempt is counted
+        return replace(chat, current=_ended_badly(current, build, at))
     if retry is None:
         return chat
     changed = replace(retry, at=None) if info.phase is Phase.BEING_STOPPED else None
@@ -186,11 +190,26 @@ def _lifetime_is_over(record: WorkspaceRecord, at: datetime) -> bool:
     return end <= at and not start.expired
 
 
-def _failed(record: WorkspaceRecord, transition: Transition, at: datetime) -> WorkspaceRecord:
-    earlier = record.retry
-    count = earlier.count if earlier is not None and earlier.transition is transition else 0
-    delay = _DELAYS[count] if count < len(_DELAYS) else _LATER_DELAY
-    return replace(record, retry=Retry(transition=transition, count=count + 1, at=at + delay))
+def _ended_badly(record: WorkspaceRecord, build: Build, at: datetime) -> WorkspaceRecord:
+    """Return a workspace whose stop or delete ended without success, or exceeded its limit.
+
+    A build counts once, however often that happens: a call that waits for it gives it a new limit, and it may be
+    canceled after that.
+    """
+    before = record.retry
+    count = before.count if before is not None and before.transition is build.transition else 0
+    if before is None or before.counted != build.id:
+        count += 1
+    return _with_retry(
+        record, Retry(transition=build.transition, count=count, counted=build.id), at
+    )
+
+
+def _with_retry(record: WorkspaceRecord, retry: Retry, at: datetime) -> WorkspaceRecord:
+    """Return a workspace whose stop or delete is requested again after the delay that its count gives, from `at`."""
+    failed = max(retry.count, 1)
+    delay = _DELAYS[failed - 1] if failed <= len(_DELAYS) else _LATER_DELAY
+    return replace(record, retry=replace(retry, at=at + delay))
 
 
 # -- rest ---------------------------------------------------------------------------------------

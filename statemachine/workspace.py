@@ -143,7 +143,9 @@ class Retry(Value, frozen=True):
 
     transition: Transition
     count: int
-    """How often it has ended without success."""
+    """How many attempts have ended without success."""
+    counted: str | None = None
+    """The id of the last build among them."""
     at: datetime | None = None
     """When to request it again; None while a build is being made."""
 

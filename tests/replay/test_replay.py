@@ -40,6 +40,8 @@ def test_a_recorded_log_still_ends_where_it_did(name: str) -> None:
     agent = state_changed(chat.chat)["agent"]
     shown = None if agent is None else f"{agent['status']} {agent['lifecycle'] or 'none'}"
     assert shown == ending.get("agent")
+    stops_at = state_changed(chat.chat)["stops_at"]
+    assert stops_at == ending.get("stops_at", stops_at)
     cause = chat.chat.cause
     assert cause is not None
     assert cause.type == ending.get("cause", cause.type)

@@ -309,6 +309,35 @@ def test_d3c_a_requested_stop_that_ran_out_of_time_leaves_the_lifetime_its_end()
     assert desk.chat.state is State.STOPPED
 
 
+@pytest.mark.parametrize("transition", [STOP, DELETE])
+def test_d3b_n2_a_build_that_runs_out_of_time_again_and_is_canceled_is_one_failed_attempt(
+    transition: Transition,
+) -> None:
+    desk, jobs = running()
+    if transition is DELETE:
+        desk.delete()
+        begin(desk)
+    else:
+        desk.pass_time(2 * HOUR)
+    attempt = desk.job
+    for call in ("d", "e"):
+        desk.pass_time(LIMITS.build)
+        assert desk.chat.state is State.STOP_TIMED_OUT
+        desk.stop(call)
+        assert desk.chat.state is State.STOPPING
+    desk.pass_time(LIMITS.build)
+    assert desk.job == attempt
+
+    desk.pass_time(MINUTE - timedelta(seconds=1)).hear(cancel_requested())
+    assert desk.job == attempt
+    desk.pass_time(timedelta(seconds=1))
+    assert desk.job.build_number == attempt.build_number + 1
+
+    jobs.fail("disk full")
+    desk.pass_time(5 * MINUTE)
+    assert desk.job.build_number == attempt.build_number + 2
+
+
 def test_d3c_a_requested_stop_that_succeeds_late_ends_the_lifetime() -> None:
     desk, jobs = running()
     desk.stop("d")
