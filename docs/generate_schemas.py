@@ -63,6 +63,7 @@ RPCS: Final[Mapping[str, tuple[type, Any]]] = {
     "list_credentials": (requests.CredentialsBody, replies.KeysPage),
     "revoke_credential": (requests.RevokeBody, replies.RevokedKey),
     "issue_token": (requests.IssueTokenBody, replies.IssuedToken),
+    "issue_page_code": (requests.IssuePageCodeBody, replies.PageCode),
     "list_tokens": (requests.TokensBody, replies.TokensPage),
     "revoke_token": (requests.RevokeTokenBody, replies.RevokedToken),
     "check_token": (requests.CheckTokenBody, replies.ShownToken),

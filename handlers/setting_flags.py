@@ -24,6 +24,10 @@ DEFAULT_ORGANIZATION: Final = "8fcadcc8-3807-5396-9df9-e5afb8474e7d"
 """The organization of commands if nothing names one: the UUIDv5 (URL namespace) of
 `workspaced:organization:default`."""
 
+DEFAULT_OWNER: Final = "0c5d1a5e-0000-4000-8000-000000000002"
+"""The owner of chats for commands, and for the page, that name none."""
+DEFAULT_OWNER_NAME: Final = "me"
+
 SETTING_FLAGS: Final[Mapping[str, SettingFlag]] = {
     "data_dir": SettingFlag(
         "DIR",

@@ -23,7 +23,6 @@ from workspaced import Answer, Owner, State, Workspaced
 from handlers.app import Endpoints, locate
 from handlers.cli.client import connected, read_events
 from handlers.cli.command_table.administration import Demo
-from handlers.cli.command_table.tools import DEFAULT_OWNER
 from handlers.cli.commands.template import prepare_pools
 from handlers.cli.commands.tool import request_and_wait
 from handlers.cli.output import as_json, no_note, plain
@@ -33,7 +32,7 @@ from handlers.errors import WorkspacedError
 from handlers.publishing.agent_files import OWN_FOLDER, running_agent
 from handlers.runtime.supervise import cancel_and_wait, first_to_end
 from handlers.sandbox.processes import end_marked
-from handlers.setting_flags import DEFAULT_ORGANIZATION
+from handlers.setting_flags import DEFAULT_ORGANIZATION, DEFAULT_OWNER
 from handlers.settings import Settings
 from handlers.template_archive import load
 from statemachine.replay import replay

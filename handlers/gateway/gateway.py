@@ -55,6 +55,8 @@ class Gateway:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     site: Site = field(default_factory=Site)
     """The names under which its HTTP interface is reached."""
+    page: str | None = None
+    """The URL at which browsers reach its page; None if it serves none."""
     _calls: ToolCalls = field(init=False)
     _queries: Queries = field(init=False)
 
@@ -88,7 +90,7 @@ class Gateway:
     def _endpoints(self) -> dict[str, Responder]:
         calls, queries = self._calls, self._queries
         credentials = CredentialRpcs(self.store, self.bus)
-        tokens = TokenRpcs(self.store, self.bus)
+        tokens = TokenRpcs(self.store, self.bus, self.page)
         operations = Operations(self.store, self.bus)
         tools: dict[str, Responder] = {
             tool: _json_of_caller(requests.ToolBody, partial(calls.call, tool)) for tool in TOOLS
@@ -122,6 +124,7 @@ class Gateway:
             "list_credentials": _json(requests.CredentialsBody, credentials.list_credentials),
             "revoke_credential": _json(requests.RevokeBody, credentials.revoke_credential),
             "issue_token": _json_of_caller(requests.IssueTokenBody, tokens.issue_token),
+            "issue_page_code": _json_of_caller(requests.IssuePageCodeBody, tokens.issue_page_code),
             "list_tokens": _json_of_caller(requests.TokensBody, tokens.list_tokens),
             "revoke_token": _json_of_caller(requests.RevokeTokenBody, tokens.revoke_token),
             "check_token": _json_of_caller(requests.CheckTokenBody, tokens.check_token),

@@ -26,6 +26,7 @@ from bus import Bus, BusError, Message, Responder, ServiceError, subjects
 from bus.streams import RESULT
 from handlers.gateway import openapi
 from handlers.gateway.http_admission import Admission, Bearer, Problem, admitted_origin, ended
+from handlers.gateway.http_page import Page
 from handlers.gateway.http_stream import EventStream
 from handlers.gateway.queries import Queries
 from handlers.gateway.replies import naming_ignored
@@ -156,9 +157,11 @@ class HttpApi:
     calls: ToolCalls
     queries: Queries
     admission: Admission = field(init=False)
+    page: Page = field(init=False)
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.store, self.bus)
+        self.page = Page(self.store, self.bus, self.admission)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Handler]:
@@ -178,6 +181,8 @@ class HttpApi:
                 return _with_cors(
                     web.Response(status=HTTPStatus.NO_CONTENT), origin, preflight=True
                 )
+            if self.page.answers(request.path):
+                return await self.page.answer(request)
             if request.path == openapi.PATH:
                 return _with_cors(_json(openapi.document(ROUTES)), origin)
             return _with_cors(await self._answer(request, trust, origin), origin)
@@ -350,11 +355,13 @@ class HttpApi:
 
     async def list_chats(self, asked: Asked) -> tuple[HTTPStatus, object]:
         """Return a page of chats."""
-        return HTTPStatus.OK, await self._rpc("list_chats", asked, asked.query)
+        return HTTPStatus.OK, await self._rpc("list_chats", asked, _flags(asked.query))
 
     async def get_chat(self, asked: Asked) -> tuple[HTTPStatus, object]:
         """Return a chat's state and its open calls."""
-        return HTTPStatus.OK, await self._rpc("get_chat", asked, asked.path)
+        return HTTPStatus.OK, await self._rpc(
+            "get_chat", asked, {**_flags(asked.query), **asked.path}
+        )
 
     async def read_events(self, asked: Asked) -> tuple[HTTPStatus, object]:
         """Return a page of a chat's event log."""
@@ -544,6 +551,15 @@ def _numbers(query: Mapping[str, str]) -> dict[str, Any]:
             raise Problem(HTTPStatus.BAD_REQUEST, text)
         found[name] = int(found[name])
     return found
+
+
+def _flags(query: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of a query, flags as booleans. Raises Problem 400."""
+    found: dict[str, Any] = dict(query)
+    if (given := found.pop("details", "")) not in ("", "true", "false"):
+        text = f"details: {given!r} is neither true nor false"
+        raise Problem(HTTPStatus.BAD_REQUEST, text)
+    return {**found, "details": given == "true"}
 
 
 def _page_body(asked: Asked) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from aiohttp.web_request import BaseRequest
 
@@ -49,6 +50,43 @@ def admitted_origin(site: Site, request: BaseRequest) -> str | None:
         )
     except ForeignSite as error:
         raise Problem(HTTPStatus.FORBIDDEN, str(error)) from None
+
+
+class SessionCookie(NamedTuple):
+    """What the cookie of a browser that is signed in at the page says."""
+
+    token: str
+    issued_here: bool
+    """Whether the token was made for the browser, and ends when it signs out."""
+
+
+def cookie_name(request: BaseRequest) -> str:
+    """Return the cookie's name. It names the port, because browsers send cookies to all ports of a host."""
+    try:
+        port = urlsplit(f"//{request.headers.get('Host', '')}").port
+    except ValueError:
+        port = None
+    return "workspaced" if port is None else f"workspaced-{port}"
+
+
+def session_cookie(request: BaseRequest) -> SessionCookie | None:
+    """Return the cookie of a browser that is signed in; None without one."""
+    kind, _, text = request.cookies.get(cookie_name(request), "").partition(".")
+    return SessionCookie(text, kind == "session") if text else None
+
+
+def is_of_own_page(request: BaseRequest) -> bool:
+    """Return whether the browser says that a page of this server sent the request, or a person typed its address.
+
+    Only then a cookie counts: `SameSite=Strict` alone admits pages of other ports of the host.
+    """
+    site, reads = request.headers.get("Sec-Fetch-Site"), request.method in ("GET", "HEAD")
+    if site is not None:
+        return site == "same-origin" or (reads and site == "none")
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return reads
+    return origin.lower() == f"{request.scheme}://{request.headers.get('Host', '')}".lower()
 
 
 class Bearer(NamedTuple):
@@ -94,7 +132,10 @@ class Admission:
     async def bearer_of(self, request: BaseRequest) -> Bearer:
         """Return the token of a request. Raises Problem 401; StoreUnavailableError."""
         scheme, _, text = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not text.strip():
+        cookie = session_cookie(request)
+        if not scheme and cookie is not None and is_of_own_page(request):
+            text = cookie.token
+        elif scheme.lower() != "bearer" or not text.strip():
             raise _unauthorized("give a token in the header: Authorization: Bearer <token>")
         digest = digest_of(text.strip())
         token = await self.store.tokens.find(digest)

@@ -68,6 +68,7 @@ _BODIES: Final[Mapping[str, type[BaseModel]]] = {
 """The body of a route: its model without the fields that the path has."""
 _QUERIES: Final[Mapping[str, type[BaseModel]]] = {
     "list_chats": requests.ChatsBody,
+    "get_chat": requests.ChatBody,
     "read_events": requests.EventsBody,
     "read_log": requests.LogBody,
     "list_calls": requests.CallsBody,

@@ -63,13 +63,15 @@ class Queries:
         chat = await self.store.chats.get(body.chat_id)
         held_up = await self.store.blocked({body.chat_id})
         if chat is None:
-            return _with_calls(_shown(Chat(chat_id=body.chat_id), held_up), [])
+            return _with_calls(
+                _shown(Chat(chat_id=body.chat_id), held_up, details=body.details), []
+            )
         waiting = await self.store.chats.open_calls(body.chat_id) if chat.open_calls else []
         calls: list[OpenCall] = [
             {"call_id": call.call_id, "tool": call.tool, "asked_at": timestamp(call.asked_at)}
             for call in waiting
         ]
-        return _with_calls(_shown(chat, held_up), calls)
+        return _with_calls(_shown(chat, held_up, details=body.details), calls)
 
     async def list_chats(self, body: ChatsBody) -> ChatsPage:
         """Return a page of chats. Raises ServiceError 400 for an unknown state."""
@@ -85,9 +87,11 @@ class Queries:
             states=states,
             after=body.cursor,
             limit=PAGE + 1,
+            template_id=body.template_id,
+            query=body.query,
         )
         held_up = await self.store.blocked({chat.chat_id for chat in chats})
-        shown = _one_page(_shown(chat, held_up) for chat in chats)
+        shown = _one_page(_shown(chat, held_up, details=body.details) for chat in chats)
         page: ChatsPage = {"chats": shown}
         if len(shown) < len(chats):
             page["next"] = chats[len(shown) - 1].chat_id
@@ -196,9 +200,18 @@ def _with_calls(shown: ShownChat, calls: list[OpenCall]) -> ChatWithCalls:
     return with_calls
 
 
-def _shown(chat: Chat, held_up: Mapping[str, str]) -> ShownChat:
+def _shown(chat: Chat, held_up: Mapping[str, str], *, details: bool) -> ShownChat:
     """Return a chat as state_changed shows it, with a notice if something blocks the chat."""
     shown = cast(ShownChat, state_changed(chat))
+    if details:
+        build = chat.current and (chat.current.start_build or chat.build)
+        shown["details"] = {
+            "changed_at": None if chat.changed_at is None else timestamp(chat.changed_at),
+            "template_name": build.template.name if build and build.template else None,
+            "organization_id": chat.organization_id,
+            "owner_id": chat.owner_id,
+            "owner_name": chat.owner_name,
+        }
     text = held_up.get(chat.chat_id) or notice(chat)
     if text is not None:
         shown["notice"] = text

@@ -53,9 +53,24 @@ class ExecResolved(IgnoredKeys):
     result: ExecResult | ExecError
 
 
+class ChatDetails(TypedDict):
+    """What a page shows of a chat beside its state."""
+
+    changed_at: Timestamp | None
+    """When the chat got this version; null at version 0."""
+    template_name: str | None
+    """Null if the workspace's template is not known."""
+    organization_id: Id | None
+    """The organization and the owner of the chat's calls; null before the first one."""
+    owner_id: Id | None
+    owner_name: str | None
+
+
 class ShownChat(StateChanged):
     """The state of a chat, as `get_chat` and `list_chats` return it."""
 
+    details: NotRequired[ChatDetails]
+    """Only if the request asked for them."""
     notice: NotRequired[str]
     """Text for people: the reason why the chat is delayed, or the parts of a message that were discarded."""
 
@@ -210,6 +225,20 @@ class IssuedToken(TypedDict):
     """Identifies the token in `list_tokens` and `revoke_token`."""
     role: TokenRole
     expires_at: Timestamp
+
+
+class PageCode(TypedDict):
+    """The reply of `issue_page_code`."""
+
+    code: str
+    """Signs a browser in once, at any gateway."""
+    page: NotRequired[str]
+    """The link to open in a browser; absent if the gateway that answers serves no page."""
+    id: Id
+    """Identifies the code, and later the browser's session, in `list_tokens` and `revoke_token`."""
+    role: TokenRole
+    expires_at: Timestamp
+    """The end of the code; the session then lasts 12 hours."""
 
 
 class ShownToken(IgnoredKeys):

@@ -81,6 +81,8 @@ class ChatBody(Frozen):
     """The body of `get_chat`, which returns the state of a chat."""
 
     chat_id: Id
+    details: bool = False
+    """Whether the reply contains `details`."""
 
 
 class ChatsBody(Frozen):
@@ -92,8 +94,14 @@ class ChatsBody(Frozen):
     """Only chats of this owner."""
     state: Annotated[str, StringConstraints(min_length=1)] | None = None
     """Only chats in this state, for example `failed`."""
+    template_id: Id | None = None
+    """Only chats whose workspace was made from this template."""
+    query: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    """Only chats whose id, workspace's name or owner's name contains this text, without regard to case."""
     cursor: Id | None = None
     """The `next` of the page before."""
+    details: bool = False
+    """Whether each chat of the reply contains `details`."""
 
 
 class KeepBody(Frozen):
@@ -247,6 +255,13 @@ class IssueTokenBody(Granting):
     exec: bool | None = None
     """Whether the holder may run commands in workspaces; by default true. For role `frontend`: whether it
     sees the commands that run; by default false."""
+
+
+class IssuePageCodeBody(Granting):
+    """The body of `issue_page_code`, which issues a code that signs a browser in at the page once."""
+
+    chat_ids: Annotated[tuple[Id, ...], Field(strict=False, max_length=100)] = ()
+    """The chats that the browser may follow, as a frontend; absent: all, as an operator."""
 
 
 class TokensBody(Frozen):

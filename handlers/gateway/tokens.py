@@ -9,11 +9,11 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
+from hashlib import blake2s, sha256
 from pathlib import Path
 from typing import Final, cast
 from uuid import uuid4
@@ -23,6 +23,7 @@ from handlers.access.issued_keys import caller_credential, is_of_other_account
 from handlers.gateway import replies
 from handlers.gateway.requests import (
     CheckTokenBody,
+    IssuePageCodeBody,
     IssueTokenBody,
     RevokeTokenBody,
     TokenRole,
@@ -44,9 +45,20 @@ _DAY: Final = 24 * 3600.0
 _MAX_LIFETIMES: Final = {"operator": 7 * _DAY}
 
 
+CODE_LIFETIME: Final = 300.0
+"""Seconds within which the code of a link to the page can be used."""
+SESSION_LIFETIME: Final = 12 * 3600.0
+"""Seconds for which a browser is signed in."""
+
+
 def digest_of(token: str) -> bytes:
     """Return the digest by which the store knows a token."""
     return sha256(token.encode()).digest()
+
+
+def code_digest(code: str) -> bytes:
+    """Return the digest by which the store knows a code until it is used. No token has the same one."""
+    return blake2s(code.encode(), person=b"pagecode").digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,8 @@ class TokenRpcs:
 
     store: Store
     bus: Bus
+    page: str | None = None
+    """The URL of this gateway's page; None if it serves none."""
 
     async def issue_token(self, body: IssueTokenBody, message: Message) -> replies.IssuedToken:
         """Issue a token. Raises ServiceError 400 and 403."""
@@ -80,6 +94,23 @@ class TokenRpcs:
             "role": body.role,
             "expires_at": timestamp(token.expires_at),
         }
+
+    async def issue_page_code(self, body: IssuePageCodeBody, message: Message) -> replies.PageCode:
+        """Issue a code that signs a browser in once. Raises ServiceError 403."""
+        role: TokenRole = "frontend" if body.chat_ids else "operator"
+        roles, _ = await _rights_of(self.store, message)
+        if role not in roles:
+            raise ServiceError(403, "a chat service may not issue codes of operators: name chats")
+        code, token = await issue_code(self.store, body.chat_ids)
+        issued: replies.PageCode = {
+            "code": code,
+            "id": token.id,
+            "role": role,
+            "expires_at": timestamp(token.expires_at),
+        }
+        if self.page is not None:
+            issued["page"] = page_link(self.page, code)
+        return issued
 
     async def list_tokens(self, body: TokensBody, message: Message) -> replies.TokensPage:
         """Return a page of the valid tokens."""
@@ -107,7 +138,33 @@ class TokenRpcs:
         return shown(found)
 
 
-async def issue(store: Store, body: IssueTokenBody) -> tuple[str, Token]:
+def page_link(url: str, code: str) -> str:
+    """Return the link that signs a browser in at the page of a gateway."""
+    return f"{url}/?code={code}"
+
+
+async def issue_code(store: Store, chat_ids: tuple[str, ...] = ()) -> tuple[str, Token]:
+    """Make a code that signs a browser in once, and return it with its rights.
+
+    It is a token until it is used: of a frontend that follows these chats; without chats, of an operator.
+    """
+    body = IssueTokenBody(
+        role="frontend" if chat_ids else "operator", chat_ids=chat_ids, ttl_seconds=CODE_LIFETIME
+    )
+    return await issue(store, body, code_digest)
+
+
+async def exchange_code(store: Store, code: str) -> tuple[str, Token] | None:
+    """Return the token of a session for a code, and its rights; None if the code is not valid any more."""
+    text = secrets.token_urlsafe(32)
+    end = datetime.now(UTC) + timedelta(seconds=SESSION_LIFETIME)
+    token = await store.tokens.exchange(code_digest(code), digest_of(text), end)
+    return None if token is None else (text, token)
+
+
+async def issue(
+    store: Store, body: IssueTokenBody, digest: Callable[[str], bytes] = digest_of
+) -> tuple[str, Token]:
     """Make a token, store its digest and its rights, and return both."""
     now = datetime.now(UTC)
     token = Token(
@@ -122,7 +179,7 @@ async def issue(store: Store, body: IssueTokenBody) -> tuple[str, Token]:
         owner_name=body.owner_name,
     )
     text = secrets.token_urlsafe(32)
-    await store.tokens.issue(digest_of(text), token)
+    await store.tokens.issue(digest(text), token)
     return text, token
 
 

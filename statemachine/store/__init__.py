@@ -235,8 +235,13 @@ class Chats(Protocol):
         states: Sequence[str] | None = None,
         after: str | None = None,
         limit: int = 100,
+        template_id: str | None = None,
+        query: str | None = None,
     ) -> list[Chat]:
-        """Return a page of chats, sorted by chat id. A filter that is None matches every chat."""
+        """Return a page of chats, sorted by chat id. A filter that is None matches every chat.
+
+        `query` is part of the chat's id, the workspace's name or its owner's name, without regard to case.
+        """
         ...
 
     async def with_previous(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
@@ -459,6 +464,10 @@ class Tokens(Protocol):
         self, roles: Sequence[str], *, after: str | None = None, limit: int = 100
     ) -> list[Token]:
         """Return a page of the tokens of these roles, sorted by id."""
+        ...
+
+    async def exchange(self, digest: bytes, other: bytes, expires_at: datetime) -> Token | None:
+        """Give the token with a digest another digest and end; None if there is no such valid token."""
         ...
 
     async def revoke(self, token_id: str, roles: Sequence[str]) -> bool:

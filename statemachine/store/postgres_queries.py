@@ -197,8 +197,12 @@ class PostgresChats(Chats):
         states: Sequence[str] | None = None,
         after: str | None = None,
         limit: int = 100,
+        template_id: str | None = None,
+        query: str | None = None,
     ) -> list[Chat]:
-        rows = await self._fetch("chats", organization_id, owner_id, states, after, limit)
+        rows = await self._fetch(
+            "chats", organization_id, owner_id, states, after, limit, template_id, query
+        )
         return [chat_from_row(row) for row in rows]
 
     @override
@@ -442,6 +446,11 @@ class PostgresTokens(Tokens):
     ) -> list[Token]:
         rows = await self._fetch("tokens", list(roles), after, limit)
         return [_token_from_row(row) for row in rows]
+
+    @override
+    async def exchange(self, digest: bytes, other: bytes, expires_at: datetime) -> Token | None:
+        rows = await self._fetch("exchange_token", digest, other, expires_at)
+        return _token_from_row(rows[0]) if rows else None
 
     @override
     async def revoke(self, token_id: str, roles: Sequence[str]) -> bool:

@@ -257,6 +257,10 @@ select snapshot from chat where chat_id = any($1::uuid[])
 select chat_id::text as chat_id, snapshot from chat
 where ($1::uuid is null or organization_id = $1) and ($2::uuid is null or owner_id = $2)
   and ($3::text[] is null or state = any($3)) and ($4::uuid is null or chat_id > $4)
+  and ($6::text is null or snapshot #>> '{current,template_id}' = $6)
+  and ($7::text is null or strpos(lower(concat_ws(' ', chat_id, snapshot #>> '{current,name}',
+                                                  snapshot #>> '{current,owner_name}', snapshot ->> 'owner_name')),
+                                  lower($7)) > 0)
 order by chat_id limit $5
 
 -- name: open_calls
@@ -465,6 +469,13 @@ from token
 where role = any($1::text[]) and revoked_at is null and expires_at > clock_timestamp()
   and ($2::uuid is null or id > $2)
 order by id limit $3
+
+-- name: exchange_token
+-- Of several that exchange the same digest at once, one gets the row.
+update token set digest = $2, expires_at = $3
+where digest = $1 and revoked_at is null and expires_at > clock_timestamp()
+returning id::text as id, role, chat_ids::text[] as chat_ids, organization_id::text as organization_id,
+          owner_id::text as owner_id, owner_name, exec, created_at, expires_at
 
 -- name: revoke_token
 update token set revoked_at = clock_timestamp()

@@ -95,6 +95,7 @@ FLAGS: dict[str, list[str]] = {
     ],
     "token list": SERVERS,
     "token revoke": [*SERVERS, "ID"],
+    "page": ["--chat", "--url", "--json", *SERVERS],
     "demo": ["--keep"],
     "completion": ["SHELL", "bash"],
 }

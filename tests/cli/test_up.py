@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
 def test_up_prints_one_line_when_it_is_ready(running: Up) -> None:
     ready = running.ready
 
-    assert ready.keys() == {"ready", "nats", "websocket", "http", "database"}
+    assert ready.keys() == {"ready", "nats", "websocket", "http", "page", "database"}
     assert ready["ready"] is True
     assert ready["nats"].startswith("nats://")
     assert ready["websocket"].startswith("ws://")
@@ -112,7 +112,7 @@ def test_servers_end_with_a_killed_up_and_agents_keep_running(data: Path, tmp_pa
     assert processes_using(data) == confined
 
     with up(data) as again:
-        assert again.ready == running.ready  # the ports stay the same
+        assert again.addresses == running.addresses  # the ports stay the same
         answer = again.data("tool", "stop_workspace", "--chat", chat)
         assert answer["stopped"] is True
         assert wait_until_gone(agents, ENDING)
@@ -152,7 +152,7 @@ def test_chats_and_workspaces_survive_a_restart(data: Path, tmp_path: Path) -> N
     stopped = second.data("tool", "stop_workspace", "--chat", chat)
 
     assert created["created"] is True
-    assert second.ready == first.ready
+    assert second.addresses == first.addresses
     assert after.startswith(before)
     assert found["status"] == "already_exists"
     assert stopped["stopped"] is True
@@ -171,7 +171,7 @@ def test_chosen_ports_are_kept(data: Path) -> None:
         assert second.nats.endswith(f":{chosen[0]}")
         assert second.http.endswith(f":{chosen[1]}")
     with up(data) as third:
-        assert third.ready == second.ready
+        assert third.addresses == second.addresses
 
 
 def test_a_taken_port_is_named(running: Up, data: Path) -> None:

@@ -57,6 +57,26 @@ async def test_an_expired_token_is_not_found(shelf: Shelf) -> None:
     assert await shelf.store.tokens.page(ROLES) == []
 
 
+async def test_a_token_is_exchanged_once(shelf: Shelf) -> None:
+    issued = token("a")
+    await shelf.store.tokens.issue(b"code", issued)
+    end = issued.expires_at + timedelta(hours=3)
+
+    found = await shelf.store.tokens.exchange(b"code", b"session", end)
+
+    assert found is not None
+    assert replace(found, created_at=issued.created_at) == replace(issued, expires_at=end)
+    assert await shelf.store.tokens.exchange(b"code", b"other", end) is None
+    assert await shelf.store.tokens.find(b"code") is None
+    assert await shelf.store.tokens.find(b"session") == found
+
+
+async def test_a_token_that_expired_is_not_exchanged(shelf: Shelf) -> None:
+    await shelf.store.tokens.issue(b"code", token("a", hours=-1))
+
+    assert await shelf.store.tokens.exchange(b"code", b"session", token("a").expires_at) is None
+
+
 async def test_tokens_of_some_roles_are_listed_page_by_page(shelf: Shelf) -> None:
     issued = [token(name) for name in "abc"]
     for number, one in enumerate(issued):

@@ -147,6 +147,13 @@ class MemoryTokens:
         found = [t for t in self._issued.values() if t.role in roles and t.expires_at > now]
         return sorted((t for t in found if t.id > (after or "")), key=lambda t: t.id)[:limit]
 
+    async def exchange(self, digest: bytes, other: bytes, expires_at: datetime) -> Token | None:
+        if (token := await self.find(digest)) is None:
+            return None
+        del self._issued[digest]
+        self._issued[other] = replace(token, expires_at=expires_at)
+        return self._issued[other]
+
     async def revoke(self, token_id: str, roles: Sequence[str]) -> bool:
         found = [
             digest for digest, t in self._issued.items() if t.id == token_id and t.role in roles

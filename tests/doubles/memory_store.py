@@ -345,11 +345,20 @@ class MemoryChats:
         states: Sequence[str] | None = None,
         after: str | None = None,
         limit: int = 100,
+        template_id: str | None = None,
+        query: str | None = None,
     ) -> list[Chat]:
+        def texts(chat: Chat) -> str:
+            current = chat.current
+            names = (current.name, current.owner_name) if current else ()
+            return " ".join(filter(None, (chat.chat_id, *names, chat.owner_name))).lower()
+
         return [
             chat
             for chat in self._store.all_chats()
             if (after is None or chat.chat_id > after)
+            and template_id in (None, chat.current and chat.current.template_id)
+            and (query is None or query.lower() in texts(chat))
             and organization_id in (None, chat.organization_id)
             and owner_id in (None, chat.owner_id)
             and (states is None or chat.state in states)

@@ -71,7 +71,7 @@ USES = {
         ),
         *("issue_credential", "credential", "current_workspaces", "now"),
         *("credentials", "revoke_credential", "bind_provisioner", "look_up"),
-        *("issue_token", "token", "tokens", "revoke_token"),
+        *("issue_token", "token", "tokens", "exchange_token", "revoke_token"),
         *("database_server", "waiting_calls", "open_calls_of_all", "active_pools", "build_times"),
         *(
             "record_connection",

@@ -255,7 +255,7 @@ async def test_up_ends_with_a_message_when_its_database_is_gone(tmp_path: Path) 
         assert "Traceback" not in running.process.output()
         assert processes_using(tmp_path / "data") == []
         again = start_up(tmp_path / "data")
-        assert again.ready == running.ready
+        assert again.addresses == running.addresses
         assert again.process.stop() == 0
     finally:
         running.process.kill()

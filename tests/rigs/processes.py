@@ -169,6 +169,11 @@ class Up:
         """The URL of the ready line with the password, which that line does not have."""
         return complete_url(str(self.ready["database"]), self.directory / "credentials")
 
+    @property
+    def addresses(self) -> dict[str, Any]:
+        """The ready line without the link to the page, whose code is always another one."""
+        return {name: value for name, value in self.ready.items() if name != "page"}
+
     def seed_file(self, role: str) -> Path:
         return self.directory / "credentials" / f"{role}.nk"
 

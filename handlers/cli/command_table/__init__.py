@@ -15,6 +15,7 @@ from handlers.cli.command_table.access import (
     IssueToken,
     ListCredentials,
     ListTokens,
+    OpenPage,
     RevokeCredential,
     RevokeToken,
 )
@@ -83,6 +84,7 @@ COMMANDS: Final[tuple[type[Command], ...]] = (
     *(Migrate, PrintNatsAuthorization),
     *(IssueCredential, ListCredentials, RevokeCredential),
     *(IssueToken, ListTokens, RevokeToken),
+    OpenPage,
     *(Demo, PrintCompletion),
 )
 """All commands, in the order of `workspaced --help`."""

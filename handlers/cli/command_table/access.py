@@ -161,3 +161,28 @@ class RevokeToken(ConnectingCommand):
     name = "token revoke"
     function = "handlers.cli.commands.token:revoke"
     id: str = positional("ID", type=types.uuid, help="the token's id, as `token list` shows it")
+
+
+class OpenPage(ConnectingCommand):
+    """Print a link that opens the page in a browser and signs it in, once, within five minutes.
+
+    The page of an operator shows all chats, and can change them. With --chat it shows those chats only, and changes
+    nothing.
+    """
+
+    name = "page"
+    function = "handlers.cli.commands.token:open_page"
+    chat: list[str] = flag(
+        "--chat",
+        action="append",
+        type=types.uuid,
+        default=[],
+        metavar="UUID",
+        help="a chat that the page shows (repeat the flag for several; default: all)",
+    )
+    url: str | None = flag(
+        "--url",
+        metavar="URL",
+        help="the address at which the browser reaches a gateway (default: that of the gateway that answers)",
+    )
+    json: bool = json_switch()

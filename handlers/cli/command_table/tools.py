@@ -12,10 +12,7 @@ from handlers.cli.command_table.connecting import (
     organization_flag,
     parameter_flag,
 )
-
-DEFAULT_OWNER: Final = "0c5d1a5e-0000-4000-8000-000000000002"
-"""The owner of chats for commands that name none."""
-
+from handlers.setting_flags import DEFAULT_OWNER_NAME
 
 TOOL_FORMATS: Final = ("openai", "anthropic", "mcp")
 """The ways in which `tool --schema` prints tools."""
@@ -46,7 +43,10 @@ class ToolCommand(ConnectingCommand):
         "this command line)",
     )
     owner_name: str = flag(
-        "--owner-name", default="me", metavar="NAME", help="the name of that user (default: me)"
+        "--owner-name",
+        default=DEFAULT_OWNER_NAME,
+        metavar="NAME",
+        help=f"the name of that user (default: {DEFAULT_OWNER_NAME})",
     )
 
 

@@ -15,7 +15,12 @@ from typing import Any
 from bus import Backoff, Bus, Unavailable
 from handlers.cli.command_table.servers import ServerCommand
 from handlers.runtime.health import Check, HttpServer, http_server
-from handlers.runtime.listeners import listen_address, server_certificate
+from handlers.runtime.listeners import (
+    Listeners,
+    is_host_name,
+    listen_address,
+    server_certificate,
+)
 from handlers.runtime.supervise import run_until_one_ends
 from handlers.settings import Settings
 
@@ -60,3 +65,14 @@ def health(
         "--http-host", command.http_host, certificate, insecure=command.insecure
     )
     return http_server(address, command.http_port, checks, certificate)
+
+
+def http_url(command: ServerCommand, settings: Settings) -> str | None:
+    """Return the URL of what a role serves over HTTP; None if it serves nothing. Raises InvalidSettings."""
+    if command.http_port is None:
+        return None
+    host, certificate = command.http_host, server_certificate(settings)
+    address = listen_address("--http-host", host, certificate, insecure=command.insecure)
+    names = {address: host} if host and is_host_name(host) else {}
+    listeners = Listeners(names=names, certificate=certificate)
+    return listeners.url("http", address, command.http_port)

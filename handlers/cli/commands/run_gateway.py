@@ -9,6 +9,7 @@ from handlers.app import Endpoints, locate
 from handlers.cli.command_table.servers import RunGateway
 from handlers.cli.commands.roles import (
     health,
+    http_url,
     raise_when_closed,
     restart_on_disconnect,
     run_until_signal,
@@ -30,15 +31,21 @@ async def gateway(command: RunGateway, settings: Settings) -> None:
         endpoints.bus("gateway", wait=True) as bus,
     ):
         checks |= {"nats": nats_check({"gateway": bus}), "database": database_check(store)}
-        serving = new_gateway(store, bus, settings, endpoints, ready)
+        page = http_url(command, settings)
+        serving = new_gateway(store, bus, settings, endpoints, ready, page)
         async with serving.http() as http.api:
             await run_until_signal(restart_on_disconnect(serving.run), raise_when_closed(bus))
 
 
 def new_gateway(
-    store: Store, bus: Bus, settings: Settings, endpoints: Endpoints, ready: asyncio.Event
+    store: Store,
+    bus: Bus,
+    settings: Settings,
+    endpoints: Endpoints,
+    ready: asyncio.Event,
+    page: str | None,
 ) -> Gateway:
-    """Return a gateway that sets `ready` when it has started."""
+    """Return a gateway that sets `ready` when it has started; browsers reach its page at the URL `page`."""
     return Gateway(
         store,
         bus,
@@ -46,4 +53,5 @@ def new_gateway(
         held_calls=settings.held_calls,
         ready=ready,
         site=site(settings.http_hosts, settings.http_origins),
+        page=page,
     )

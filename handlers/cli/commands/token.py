@@ -8,8 +8,8 @@ from workspaced import WorkspacedError
 
 from handlers.app import locate
 from handlers.cli.client import connected, rpc_pages
-from handlers.cli.command_table.access import IssueToken, ListTokens, RevokeToken
-from handlers.cli.output import note, write_json
+from handlers.cli.command_table.access import IssueToken, ListTokens, OpenPage, RevokeToken
+from handlers.cli.output import for_people, note, write_json, write_lines
 from handlers.settings import Settings
 
 WRONG_USAGE = 2
@@ -36,6 +36,25 @@ async def issue(command: IssueToken, settings: Settings) -> int:
         note(f"workspaced: {error.detail}")
         return WRONG_USAGE if error.code == HTTPStatus.BAD_REQUEST else 1
     write_json(issued)
+    return 0
+
+
+async def open_page(command: OpenPage, settings: Settings) -> int:
+    """Print a link to the page. Raises BusError. Return 1 if no address of a page is known."""
+    async with connected(locate(settings), "operator") as ws:
+        issued = await ws.rpc("issue_page_code", chat_ids=command.chat or None)
+    if command.url is not None:
+        issued["page"] = f"{command.url.rstrip('/')}/?code={issued['code']}"
+    if "page" not in issued:
+        note(
+            "workspaced: the gateway that answered serves no page: start it with --http-port, or name one that does "
+            "with --url"
+        )
+        return 1
+    if for_people(as_json=command.json):
+        write_lines([issued["page"]])
+    else:
+        write_json(issued)
     return 0
 
 

@@ -18,7 +18,6 @@ from handlers.app import Endpoints, locate
 from handlers.cli.arguments import strict_json
 from handlers.cli.client import connected, find_owner
 from handlers.cli.command_table.tools import (
-    DEFAULT_OWNER,
     CallTool,
     CreateWorkspace,
     StartWorkspace,
@@ -29,6 +28,7 @@ from handlers.cli.commands.texts import ChangeDescriber, describe_result
 from handlers.cli.output import as_json, no_note, note, waiting
 from handlers.cli.pool_queue import notice_delays
 from handlers.errors import InvalidSettings
+from handlers.setting_flags import DEFAULT_OWNER
 from handlers.settings import Settings, organization_of
 from statemachine.naming import is_uuid
 

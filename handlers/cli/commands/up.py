@@ -24,7 +24,13 @@ from handlers.cli.commands.run_provisioner import LOCAL, local_provisioner, run_
 from handlers.cli.commands.run_worker import new_worker
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
-from handlers.gateway.tokens import OPERATOR_FILE, keep_operator_token, renew_operator_token
+from handlers.gateway.tokens import (
+    OPERATOR_FILE,
+    issue_code,
+    keep_operator_token,
+    page_link,
+    renew_operator_token,
+)
 from handlers.runtime.health import (
     database_check,
     first_problem,
@@ -53,6 +59,8 @@ class Running:
     servers: Servers
     endpoints: Endpoints
     http_url: str
+    page: str
+    """A link to the page that signs a browser in once."""
 
     def announcement(self) -> str:
         """Return the line of JSON that `up` prints on stdout when it is ready."""
@@ -62,6 +70,7 @@ class Running:
                 "nats": redacted(self.servers.nats_url),
                 "websocket": self.servers.websocket_url,
                 "http": self.http_url,
+                "page": self.page,
                 "database": self.servers.public_database_url,
             }
         )
@@ -104,6 +113,7 @@ async def up(command: Up, settings: Settings) -> None:
             sys.stderr.write(
                 f"workspaced is ready on {settings.data_dir}; stop it with Ctrl-C. "
                 "Workspaces and their agents keep running without it.\n"
+                f"The page, for the next five minutes (then: workspaced page): {up.page}\n"
             )
             raise await up.servers.failed()
 
@@ -147,7 +157,12 @@ async def everything(
         ):
             worker = new_worker(store, worker_bus, settings, endpoints, asyncio.Event())
             status = StatusAnswers(store, worker_bus, worker.waiting_limits).run()
-            gateway = new_gateway(gateway_store, gateway_bus, settings, endpoints, asyncio.Event())
+            http_host = listeners.http_host or LOOPBACK
+            port = Ports(servers.directory).kept()["http"]
+            url = listeners.url("http", http_host, port)
+            gateway = new_gateway(
+                gateway_store, gateway_bus, settings, endpoints, asyncio.Event(), url
+            )
             local = local_provisioner(endpoints, provisioner_bus, servers.directory, settings)
             buses = {"worker": worker_bus, "gateway": gateway_bus, "provisioner": provisioner_bus}
             closed = [raise_when_closed(bus) for bus in buses.values()]
@@ -161,8 +176,6 @@ async def everything(
                 # Create it before a template names the pool: the first build would otherwise wait for a retry.
                 await worker_bus.ensure_consumer(pool_consumer(LOCAL))
                 async with running(run_provisioner(local)) as tasks:
-                    http_host = listeners.http_host or LOOPBACK
-                    port = Ports(servers.directory).kept()["http"]
                     checks = {
                         "nats": first_problem(
                             nats_check(buses),
@@ -177,4 +190,5 @@ async def everything(
                         http_server(http_host, port, checks, listeners.certificate) as http,
                         gateway.http() as http.api,
                     ):
-                        yield Running(servers, endpoints, listeners.url("http", http_host, port))
+                        code, _ = await issue_code(gateway_store)
+                        yield Running(servers, endpoints, url, page_link(url, code))

@@ -1,0 +1,314 @@
+// One chat: what happens to it now, why, and what to do; its logs, builds, calls and events.
+import { address, get, Problem, send } from "./api.js";
+import { clock, duration, fill, h, onFrame, plain, setText, timeOf, toast } from "./dom.js";
+import { LogView } from "./log.js";
+import { failureTitle, heldUp, label, nameOf, nextStep, ownerOf, settled, tone } from "./states.js";
+import { buildsOf, buildTable, eventTable, phaseBars, staysOf } from "./timeline.js";
+
+export class ChatView {
+  constructor(app, id) {
+    this.app = app;
+    this.id = id;
+    this.entries = [];
+    this.calls = [];
+    this.log = new LogView(id);
+    this.draw = onFrame(() => this.render());
+    this.chosenBuild = null;
+  }
+
+  get chat() {
+    return this.app.chats.get(this.id);
+  }
+
+  mount() {
+    this.title = h("h1", "…");
+    this.pill = h("span.pill.idle", { role: "status" }, "…");
+    this.facts = h("p.facts");
+    this.actions = h("div.actions");
+    this.now = h("div.now");
+    this.failure = h("div.failure", { hidden: true, role: "alert" });
+    this.life = h("div.life");
+    this.openCalls = h("section.calls", { hidden: true });
+    this.builds = h("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Builds" });
+    this.events = h("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Event log" });
+    this.dialog = h("dialog", { "aria-labelledby": "dialog-title" });
+    const view = h(
+      "section.chat",
+      this.app.session.chat_ids.length === 1 ? null : h("a.back", { href: "#/" }, "← Chats"),
+      h("div.toolbar", this.title, this.pill, h("span.grow"), this.actions),
+      this.facts,
+      this.now,
+      this.failure,
+      this.life,
+      this.openCalls,
+      this.log.mount(),
+      this.app.isOperator
+        ? [h("section", h("h2", "Builds"), this.builds), h("section", h("h2", "Events"), this.events)]
+        : null,
+      this.dialog,
+    );
+    this.ticking = setInterval(() => this.draw(), 1000);
+    this.draw();
+    this.read();
+    return view;
+  }
+
+  unmount() {
+    clearInterval(this.ticking);
+    clearTimeout(this.later);
+    this.gone = true;
+  }
+
+  // -- reading -----------------------------------------------------------------------------------
+
+  /** Read the chat, its calls and its event log; what is known of the log is not read again. */
+  async read() {
+    if (this.readingChat) return void (this.again = true);
+    this.readingChat = true;
+    try {
+      do {
+        this.again = false;
+        const chat = await get(`/v1/chats/${this.id}?details=true`);
+        this.calls = chat.open_calls;
+        delete chat.open_calls;
+        this.app.remember(chat);
+        if (this.app.isOperator) await this.readEvents();
+        this.draw();
+        if (this.gone) return;
+      } while (this.again);
+    } catch (problem) {
+      if (!(problem instanceof Problem)) throw problem;
+      if (problem.status === 403 || problem.status === 400) fill(this.now, h("p.fault", problem.message));
+      else if (!this.gone) this.later = setTimeout(() => this.read(), 2000); // back-off
+    } finally {
+      this.readingChat = false;
+    }
+  }
+
+  async readEvents() {
+    for (;;) {
+      const after = this.entries.at(-1)?.seq;
+      const page = await get(address(`/v1/chats/${this.id}/events`, { after }));
+      const fresh = page.events.filter((entry) => entry.seq > (this.entries.at(-1)?.seq ?? 0));
+      this.entries.push(...fresh);
+      if (page.next === undefined) return;
+    }
+  }
+
+  changed(chat) {
+    if (chat.chat_id !== this.id) return;
+    this.showState();
+    this.draw();
+    clearTimeout(this.later);
+    this.later = setTimeout(() => this.read(), 120); // changes come in groups
+  }
+
+  logged(event) {
+    this.log.add(event.data);
+  }
+
+  exec(event) {
+    this.log.command(event);
+  }
+
+  resumed() {
+    this.read();
+    this.log.readOn();
+  }
+
+  // -- drawing -----------------------------------------------------------------------------------
+
+  showState() {
+    const chat = this.chat;
+    setText(this.pill, chat.build?.cancel_requested_at && !settled(chat.state) ? "Canceling" : label(chat.state));
+    this.pill.className = `pill big ${tone(chat.state)}`;
+  }
+
+  render() {
+    const chat = this.chat;
+    if (!chat || this.gone) return;
+    this.showState();
+    const name = chat.workspace ? nameOf(chat) : "No workspace";
+    setText(this.title, name);
+    document.title = `${name} · ${label(chat.state)}`;
+    this.renderFacts(chat);
+    this.renderActions(chat);
+    const stays = staysOf(this.entries);
+    const held = chat.state === "failed" ? "" : heldUp(chat);
+    fill(this.now, chat.build ? phaseBars(chat, stays) : null, held ? h("p.held", held) : null);
+    this.renderFailure(chat);
+    this.renderLife(chat);
+    this.renderCalls();
+    const build = this.chosenBuild ?? this.loggedBuild(chat);
+    if (build) this.log.show(build);
+    const shown = `${this.entries.at(-1)?.seq}:${this.log.buildId}`;
+    if (this.app.isOperator && this.shown !== shown) {
+      this.shown = shown;
+      fill(this.builds, buildTable(buildsOf(this.entries), this.log.buildId, (id) => this.chooseBuild(id)));
+      fill(this.events, eventTable(this.entries));
+    }
+  }
+
+  /** The build whose log is shown: the followed one. A workspace that stopped shows its stop. */
+  loggedBuild(chat) {
+    return chat.build?.id ?? buildsOf(this.entries)[0]?.id;
+  }
+
+  chooseBuild(id) {
+    this.chosenBuild = id === this.chat?.build?.id ? null : id;
+    this.draw();
+  }
+
+  renderFacts(chat) {
+    const { details, build, agent } = chat;
+    const facts = [
+      ["Owner", ownerOf(chat)],
+      ["Template", plain(details?.template_name ?? "") || "–"],
+      ["Build", build ? `${build.number} (${build.transition})${build.pool ? ` in pool ${plain(build.pool)}` : ""}` : "–"],
+      ["Agent", agent ? plain(`${agent.name}, ${agent.status}`) : "–"],
+      ["Chat", this.id],
+    ];
+    const key = facts.join();
+    if (this.factsKey === key) return;
+    this.factsKey = key;
+    fill(this.facts, facts.map(([name, value]) => h("span.fact", h("span.muted", `${name} `), h("span", { title: value }, value))));
+  }
+
+  renderActions(chat) {
+    if (!this.app.mayAct) return;
+    const { state, build } = chat;
+    const canceled = Boolean(build?.cancel_requested_at);
+    const busy = state === "building" || state === "stopping";
+    const open = busy || (state === "failed" && chat.failure?.reason === "build_timeout");
+    const known = Boolean(chat.details?.owner_id) || this.app.session.role === "chat";
+    const key = [state, canceled, known, build?.id, chat.failure?.reason].join();
+    if (this.actionsKey === key) return;
+    this.actionsKey = key;
+    const start = ["stopped", "failed"].includes(state) && chat.workspace && !open;
+    const stop = ["ready", "scripts_running", "agent_connecting", "failed"].includes(state) && chat.workspace && !open;
+    fill(
+      this.actions,
+      start && known ? h("button.primary", { onclick: () => this.call("start_workspace", "Start requested") }, "Start") : null,
+      stop && known ? h("button", { onclick: () => this.call("stop_workspace", "Stop requested") }, "Stop") : null,
+      open && !canceled ? h("button", { onclick: () => this.cancelBuild() }, "Cancel build") : null,
+      state === "none" && this.app.isOperator ? h("a.button.primary", { href: `#/create/${this.id}` }, "Create workspace") : null,
+      chat.workspace && this.app.isOperator && !busy ? h("button.danger", { onclick: () => this.confirmDelete() }, "Delete…") : null,
+    );
+  }
+
+  renderFailure(chat) {
+    const tail = chat.failure ? this.log.tail(8) : [];
+    const key = chat.failure ? `${chat.version}:${tail.join("\n")}` : "";
+    if (this.failureKey === key) return;
+    this.failureKey = key;
+    this.failure.hidden = !chat.failure;
+    if (!chat.failure) return;
+    const [what, ...more] = chat.failure.message.split("\n");
+    const lines = more.length ? more : tail;
+    fill(
+      this.failure,
+      h("h2", failureTitle(chat)),
+      h("p.message", plain(what)),
+      lines.length ? h("pre", { tabIndex: 0, "aria-label": "Last lines" }, lines.map(plain).join("\n")) : null,
+      h("p.next", h("strong", "What to do: "), nextStep(chat)),
+    );
+  }
+
+  renderLife(chat) {
+    if (!chat.stops_at) return void fill(this.life);
+    const seconds = (Date.parse(chat.stops_at) - clock.now()) / 1000;
+    const text = seconds > 0 ? `Stops in ${duration(seconds)} if nobody uses it` : "Stops now";
+    if (!this.life.firstChild) {
+      this.lifeText = h("span");
+      fill(
+        this.life,
+        this.lifeText,
+        this.app.mayAct ? h("button.small", { onclick: () => this.keep() }, "Keep for 2 hours") : null,
+      );
+    }
+    setText(this.lifeText, text);
+    this.lifeText.title = new Date(chat.stops_at).toString();
+  }
+
+  renderCalls() {
+    this.openCalls.hidden = !this.calls.length;
+    const key = JSON.stringify(this.calls);
+    if (this.callsKey === key) return;
+    this.callsKey = key;
+    fill(
+      this.openCalls,
+      h("h2", "Open calls"),
+      h(
+        "ul",
+        this.calls.map((call) =>
+          h(
+            "li",
+            h("strong", plain(call.tool)),
+            h("span.muted", " asked ", timeOf(call.asked_at), " · ", h("code", plain(call.call_id))),
+            this.app.mayAct
+              ? h("button.small", { "aria-label": `Cancel the call ${call.call_id}`, onclick: () => this.cancelCall(call.call_id) }, "Cancel call")
+              : null,
+          ),
+        ),
+      ),
+    );
+  }
+
+  // -- actions -----------------------------------------------------------------------------------
+
+  async act(request, done) {
+    try {
+      const answer = await request();
+      if (done) toast(typeof done === "function" ? done(answer.body) : done);
+      this.read();
+    } catch (problem) {
+      if (!(problem instanceof Problem)) throw problem;
+      toast(problem.message, "error");
+    }
+  }
+
+  call(tool, done) {
+    return this.act(() => this.app.call(this.id, tool, {}, this.chat.details), done);
+  }
+
+  cancelBuild() {
+    const build = this.chat.build;
+    return this.act(
+      () => send("POST", `/v1/chats/${this.id}/build/cancel`, { build_id: build.id, reason: "canceled on the page" }),
+      (found) => (found.canceled ? "The build is being canceled" : "That build is no longer running"),
+    );
+  }
+
+  cancelCall(callId) {
+    return this.act(() => send("DELETE", `/v1/chats/${this.id}/calls/${callId}`), "The call is canceled; its build goes on");
+  }
+
+  keep() {
+    return this.act(() => send("POST", `/v1/chats/${this.id}/keep`, { seconds: 7200 }), "Kept for at least two hours");
+  }
+
+  confirmDelete() {
+    const name = nameOf(this.chat);
+    const close = () => this.dialog.close();
+    fill(
+      this.dialog,
+      h("h2", { id: "dialog-title" }, `Delete ${name}?`),
+      h("p", "The workspace and everything in it are deleted. This can't be undone."),
+      h(
+        "div.buttons",
+        h("button", { onclick: close, autofocus: true }, "Keep it"),
+        h(
+          "button.danger.solid",
+          {
+            onclick: () => {
+              close();
+              this.act(() => send("DELETE", `/v1/chats/${this.id}/workspace`), "Delete requested");
+            },
+          },
+          "Delete",
+        ),
+      ),
+    );
+    this.dialog.showModal();
+  }
+}
