@@ -17,13 +17,17 @@ from typing import Final
 from workspaced import build_log
 
 from bus import subjects
+from bus.nats_client import NEEDED_PAYLOAD
+from bus.streams import pool_consumer
 from docs.generate_schemas import CHANNELS, PARAMETERS, RPCS, TOOLS, Channel, Json, Schemas, schemas
 from handlers.access.accounts import FRONTENDS_RPC
 from handlers.access.issued_keys import agent_grant, frontend_grant, max_lifetime
 from handlers.access.permissions import PERMISSIONS, Permissions, provisioner_permissions
 from handlers.gateway import exec_calls, gateway, http, queries, requests, tool_calls
 from handlers.setting_flags import DEFAULT_ORGANIZATION
-from statemachine import codec, exec_tools
+from handlers.template_archive import MAX_PACKED_BYTES
+from statemachine import codec, events, exec_tools
+from statemachine.chat import Limits
 from statemachine.exec_tools import EXEC_TOOLS
 
 _KIB: Final = 1024
@@ -44,10 +48,16 @@ class Reader:
     rpcs: tuple[str, ...]
     limits: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()
+    """What may go wrong beside the errors of rpcs, and what to do."""
 
 
 def _kib(size: int) -> str:
     return f"{size // _KIB} KiB"
+
+
+def _mib(size: int) -> str:
+    return f"{size // _KIB // _KIB} MiB"
 
 
 _MESSAGES_LIMITS: Final = (
@@ -76,7 +86,7 @@ _CALLS_LIMITS: Final = (
 _LOG_LIMITS: Final = (
     ("collecting of log lines", f"{build_log.COLLECT_SECONDS * 1000:g} ms"),
     ("`output` of one log event", _kib(build_log.MESSAGE_SIZE)),
-    ("the log of one build", f"{build_log.BUILD_LOG_SIZE // _KIB // _KIB} MiB"),
+    ("the log of one build", _mib(build_log.BUILD_LOG_SIZE)),
 )
 
 
@@ -129,7 +139,55 @@ READERS: Final[Mapping[str, Reader]] = {
         "`agent_credential`",
         provisioner_permissions("{pool}", "{provisioner}"),
         _permitted_rpcs(provisioner_permissions("{pool}", "{provisioner}")),
-        (*_MESSAGES_LIMITS, *_RPC_LIMITS, *_LOG_LIMITS, _lifetime("provisioner")),
+        (
+            *_MESSAGES_LIMITS,
+            *_RPC_LIMITS,
+            *_LOG_LIMITS,
+            ("`error` of `build_failed`", f"{_kib(events.ERROR_SIZE)}; the end is kept"),
+            ("other texts of facts", _kib(events.TEXT_SIZE)),
+            (
+                "a job without an acknowledgement or `+WPI`",
+                f"comes again after {pool_consumer('any').ack_wait:g} s; send `+WPI` every 10 s at least",
+            ),
+            (
+                "the end of a canceled build",
+                f"{Limits().cancel.total_seconds():g} s; then workers no longer wait for it",
+            ),
+            ("the tar.gz of a template's folder", _mib(MAX_PACKED_BYTES)),
+            ("an answer of `template_archive`", _kib(queries.CHUNK)),
+            ("a message of NATS", _mib(NEEDED_PAYLOAD)),
+            _lifetime("provisioner"),
+        ),
+        (
+            "The key `credentials/provisioner.nk` of `workspaced up` serves every pool under every name.",
+            "Each job has a reply subject below `$JS.ACK`: publish `+ACK`, `+WPI` or `-NAK` on it. Ignore unknown keys.",
+        ),
+        (
+            (
+                "no answer to a publish, a pull or an rpc; 429; 500 and above",
+                "try again with growing pauses, for as long as it takes",
+            ),
+            ("`template_archive`: 404", "there is no such version: fail the build"),
+            (
+                "`agent_credential`: 403",
+                "the build is not the newest of its workspace any more, or not of your pool: do not start the agent",
+            ),
+            ("a permissions violation", "the key is of another pool, name or role: stop"),
+            (
+                "NATS answers a fact with `duplicate: true`",
+                "publish it once more without `Nats-Msg-Id`: another sender may have used the id before",
+            ),
+            (
+                "a job cannot be read, but its ids and number can",
+                "answer it with `build_failed`, but stop and delete a workspace also if its template is invalid",
+            ),
+            ("nothing of a job can be read", "acknowledge it; otherwise it comes again for ever"),
+            (
+                "a fact became a dead letter (the `notice` of the chat says so)",
+                "correct it, and publish it with a new `id`",
+            ),
+            ("a fact about a workspace of another pool", "it moves nothing"),
+        ),
     ),
     "agent": Reader(
         "Reference for agents",
@@ -324,6 +382,12 @@ def _page(reader: Reader, made: Schemas) -> Iterator[str]:
         yield from _requests(made)
     if reader.rpcs:
         yield from _errors()
+    if reader.failures:
+        yield "## When something else fails\n"
+        yield "| what happens | what to do |\n| --- | --- |"
+        for what, advice in reader.failures:
+            yield f"| {what} | {advice} |"
+        yield ""
     yield "## Limits\n"
     yield "| | limit |\n| --- | --- |"
     for what, limit in reader.limits:

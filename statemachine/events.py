@@ -73,13 +73,18 @@ def _not_blank(value: str, info: ValidationInfo) -> str:
     return value
 
 
-ErrorText = Annotated[str, _at_most(65_536)]
+ERROR_SIZE: Final = 65_536
+"""Characters of a build's error that are kept."""
+TEXT_SIZE: Final = 4096
+"""Characters of any other text of a fact that are kept."""
+
+ErrorText = Annotated[str, _at_most(ERROR_SIZE)]
 """The error of a build; may be empty."""
 
-FactText = Annotated[str, AfterValidator(_not_blank), _at_most(4096)]
+FactText = Annotated[str, AfterValidator(_not_blank), _at_most(TEXT_SIZE)]
 """An optional text of a provisioner's or agent's fact."""
 
-FactName = Annotated[str, StringConstraints(min_length=1), _at_most(4096)]
+FactName = Annotated[str, StringConstraints(min_length=1), _at_most(TEXT_SIZE)]
 """A name in a provisioner's fact."""
 
 

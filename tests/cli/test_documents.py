@@ -166,13 +166,16 @@ def test_the_commands_of_the_guide_for_http(
 
 RUN = {
     "README.md": {"mermaid": "the diagram", "": "this module; figures of the demo; make targets"},
-    "agents.md": {"python": "tests/agent", "": "a request as JSON"},
+    "agents.md": {"python": "tests/agent", "json": "test_schemas", "": "a request as JSON"},
     "chat-services.md": {"python": "tests/client, this module", "json": "test_schemas"},
     "contract.md": {"toml": "this module", "json": "test_schemas", "": "subjects and forms"},
     "frontends.md": {"json": "test_schemas"},
     "mcp.md": {"": "an answer as JSON"},
     "operators.md": {"": "tests/architecture/test_documents.py, tests/cli/test_restore.py"},
-    "provisioners.md": {"python": "tests/kit", "sh": "tests/kit", "json": "test_schemas"},
+    "provisioners.md": {
+        **dict.fromkeys(("python", "sh", "toml", ""), "tests/kit/test_conformance.py"),
+        "json": "test_schemas",
+    },
     "templates.md": {"toml": "this module", "": "this module"},
 }
 """Where the blocks of each page are run or checked, by their language."""

@@ -34,7 +34,7 @@ from workspaced.conformance.checks import CHECKS, Result, Suite, run
 from workspaced.conformance.command import Command
 from workspaced.conformance.observer import Observer
 from workspaced.connection import open_connection
-from workspaced.errors import WorkspacedError
+from workspaced.errors import Refused, WorkspacedError
 
 _DEFAULT_ORGANIZATION: Final = str(uuid5(NAMESPACE_URL, "workspaced:organization:default"))
 _DATA_DIR: Final = Path.home() / ".local/share/workspaced"
@@ -78,6 +78,11 @@ async def _checked(given: argparse.Namespace, names: frozenset[str]) -> list[Res
     try:
         async with observer.listening():
             return await _checked_by(observer, given, names)
+    except Refused as error:
+        raise Refused(
+            f"the key {operator} is not the operator's, who sees the whole bus: use --credentials (the key for your "
+            f"provisioner is --key); {error}"
+        ) from None
     finally:
         await connection.close()
 
