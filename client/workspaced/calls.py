@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Coroutine, Generator
 from contextlib import suppress
 from typing import Any, Final
 
 from workspaced import subjects
-from workspaced.connection import Subscription
 from workspaced.errors import CallConflict, NotFound, TooBusy
 from workspaced.following import Follower
 from workspaced.models import Answer, Log, State
 from workspaced.processes import TOOLS, run_tool
-from workspaced.service import Service
+from workspaced.service import Answers, Service
 
 _BUSY: Final = "too busy: "
 _GRACE: Final = 5.0
 """Seconds after which a call that no worker knows is taken for one that nobody asked."""
+
+
+def _unheard(waiting: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
+    """Run a wait in a task; its error concerns only who awaits the call, and asyncio does not log it."""
+    task = asyncio.create_task(waiting)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
 
 
 class Call:
@@ -39,7 +45,7 @@ class Call:
         self.chat_id, self.call_id = chat_id, call_id
         self._service, self._connection = service, service.connection
         self._request, self._traceparent = request, traceparent
-        self._results: Subscription | None = None
+        self._results: Answers | None = None
         self._waiting: asyncio.Task[Answer] | None = None
 
     async def ask(self) -> None:
@@ -50,7 +56,7 @@ class Call:
         if self._request is not None and self._request["tool"] in TOOLS:
             body = {**self._request, "chat_id": self.chat_id}
             tool = body.pop("tool")
-            self._waiting = asyncio.create_task(run_tool(self._connection, tool, body))
+            self._waiting = _unheard(run_tool(self._connection, tool, body))
             return
         self._results = await self._service.answers(self.chat_id, self.call_id)
         try:
@@ -58,7 +64,7 @@ class Call:
         except BaseException:
             self._service.forget(self.chat_id, self.call_id, self._results)
             raise
-        self._waiting = asyncio.create_task(self._wait())
+        self._waiting = _unheard(self._wait())
 
     async def _store_request(self) -> None:
         request = self._request or {}
@@ -90,7 +96,7 @@ class Call:
             )
         return answer
 
-    async def _answer_elsewhere(self, results: Subscription) -> Any:
+    async def _answer_elsewhere(self, results: Answers) -> Any:
         """Return the answer of a call that is not asked again here; None: it is open.
 
         Raises NotFound if it is neither open nor answered, also after a worker had the time to read it.
@@ -124,7 +130,7 @@ class Call:
 
     def _answering(self) -> asyncio.Task[Answer]:
         if self._waiting is None:
-            self._waiting = asyncio.create_task(self._wait())
+            self._waiting = _unheard(self._wait())
         return self._waiting
 
     def __await__(self) -> Generator[Any, None, Answer]:

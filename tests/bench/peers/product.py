@@ -1,10 +1,11 @@
 """workspaced itself, over the wire: its own servers, worker and gateway processes, and the contract.
 
-Here the app's process is the chat service, which asks and holds the result, and the sources' process
-is the provisioner and all agents: nothing of the product runs in either. What it does more than the
-others: a create is a request on the stream that is judged (rules, template, name), makes a build, and
-leaves as a job; each event is a validated CloudEvent of about 500 bytes with an identity of its own;
-each move is a published state, each limit a timer; the answer is a published result.
+Here the app's process is the chat service, which asks and holds the result with the Python client, as a user's
+would; the sources' process is the provisioner and all agents. Neither is counted as a part of the system, but both
+share the machine with it: a call costs the client about 0.19 ms of CPU, and bare nats-py 0.14 ms. What the product
+does more than the others: a create is a request on the stream that is judged (rules, template, name), makes a build,
+and leaves as a job; each event is a validated CloudEvent of about 500 bytes with an identity of its own; each move is
+a published state, each limit a timer; the answer is a published result.
 
 Options: `sync` (None: JetStream's default instead of the product's `always`), `workers`.
 """
@@ -12,14 +13,13 @@ Options: `sync` (None: JetStream's default instead of the product's `always`), `
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
-from nats.aio.msg import Msg
+import workspaced
 
 from tests.bench.peer import Peer
 from tests.bench.peers.product_processes import Processes
@@ -29,13 +29,10 @@ from tests.bench.peers.product_wire import (
     OWNED,
     SERVICE,
     chat_id,
-    connect,
-    event_id,
     fixed_id,
 )
 from tests.bench.peers.servers import ready_and_logged, transactions
 from tests.bench.processes import rss, tree_cpu
-from tests.rigs.messages import call_data, subject_of, tool_request
 
 WHOLE = {"created", "workspace_id", "workspace_name", "build_id"}
 """The exact keys of the answer of a create that reached `ready`."""
@@ -58,6 +55,19 @@ _REST_LIMIT: Final = 300.0
 """Seconds after which a worker that started is not waited for."""
 
 
+class _Result:
+    """The pending result of a call; the call goes on also if nobody awaits it."""
+
+    def __init__(self, call: workspaced.Call) -> None:
+        self._call = call
+
+    def __await__(self) -> Generator[Any, None, Mapping[str, Any]]:
+        """Wait for the answer; return it with the state that it stands for."""
+        answer = yield from self._call.__await__()
+        whole = not answer.is_error and answer.result.keys() == WHOLE
+        return {"state": "ready" if whole else "failed", "result": answer.result}
+
+
 class Driver(Peer):
     """The whole product, with a caller."""
 
@@ -67,13 +77,11 @@ class Driver(Peer):
         self.processes = Processes(self.root, self.stack)
         await self.processes.start(**self.options)
         self.template = self.processes.template["template_id"]
-        self.pending: dict[tuple[str, str], asyncio.Future[Mapping[str, Any]]] = {}
-        self.service = await connect(self.processes.nats_url, self.processes.seed("chat-service"))
-        self.stack.push_async_callback(self.service.client.close)
-        await self.service.client.subscribe(
-            "workspaced.result.>", cb=self._resolved, pending_msgs_limit=-1, pending_bytes_limit=-1
+        self.service = await self.stack.enter_async_context(
+            workspaced.connect(
+                self.processes.nats_url, key=self.processes.seed("chat-service"), service=SERVICE
+            )
         )
-        await self.service.flush()
 
     async def create(self, chat: str) -> Awaitable[Mapping[str, Any]]:
         return await self._ask(chat, "create_workspace", {"template_id": self.template})
@@ -85,23 +93,14 @@ class Driver(Peer):
     async def _ask(
         self, chat: str, tool: str, args: Mapping[str, Any]
     ) -> Awaitable[Mapping[str, Any]]:
-        future = asyncio.get_running_loop().create_future()
-        self.pending[chat_id(chat), tool] = future
         run, _, number = chat.rpartition("-")
-        owner = fixed_id(f"owner-{run}-{int(number) // OWNED}")
-        data = call_data(tool, tool, args, organization_id=ORGANIZATION, owner_id=owner)
-        asked = tool_request(SERVICE, chat_id(chat), data, id=event_id(chat, tool))
-        await self.service.publish(subject_of(asked), asked)
-        return future
-
-    async def _resolved(self, message: Msg) -> None:
-        told = json.loads(message.data)
-        future = self.pending.pop((told["subject"], told["data"]["call_id"]), None)
-        if future is None:
-            return
-        result = told["data"]["result"]
-        whole = not told["data"]["is_error"] and result.keys() == WHOLE
-        future.set_result({"state": "ready" if whole else "failed", "result": result})
+        owner = workspaced.Owner(
+            id=fixed_id(f"owner-{run}-{int(number) // OWNED}"),
+            name="bench",
+            organization=ORGANIZATION,
+        )
+        call = await self.service.chat(chat_id(chat), owner=owner).call(tool, args, call_id=tool)
+        return _Result(call)
 
     def pids(self) -> dict[str, int]:
         return self.processes.pids()
