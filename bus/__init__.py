@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
-import workspaced.websockets  # noqa: F401  # before nats-py
+import workspaced.nats_py  # noqa: F401  # before nats-py
 
 from bus.errors import (
     Backoff,

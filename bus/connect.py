@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Server
-from workspaced.websockets import prepare_websockets
+from workspaced.nats_py import prepare_websockets
 
 from bus.errors import Refused, Unavailable, Untrusted, retry_delay
 from bus.nats_client import NO_TLS, NatsClient

@@ -19,16 +19,12 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from workspaced.websockets import prepare_websockets  # isort: skip  # before nats-py
-
-import nats.errors
 import nkeys
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from workspaced import subjects
 from workspaced.errors import Invalid, Refused, Unavailable, of_service
 from workspaced.events import CONTENT_TYPE, encode, identity
+from workspaced.nats_py import Client, Msg, errors, prepare_websockets
 from workspaced.retrying import Backoff
 
 _log: Final = logging.getLogger(__name__)
@@ -64,7 +60,7 @@ class _Client(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if self.tls_required and initial_connection and not info.get("tls_required"):
-            raise nats.errors.Error("the server offers no TLS")
+            raise errors.Error("the server offers no TLS")
         await super()._process_info(info, initial_connection)
 
     async def _process_connect_init(self) -> None:
@@ -135,7 +131,7 @@ class Connection:
     ) -> None:
         """Publish without an acknowledgement; without a connection nothing is sent."""
         if self.connected:
-            with suppress(nats.errors.Error, OSError):
+            with suppress(errors.Error, OSError):
                 await self._client.publish(
                     subject, body, reply=reply, headers=dict(headers or {}) or None
                 )
@@ -163,11 +159,11 @@ class Connection:
                 message = await reply
         except TimeoutError:
             raise Unavailable(f"no answer on {subject} within {within:g} s") from None
-        except nats.errors.MaxPayloadError:
+        except errors.MaxPayloadError:
             raise Invalid(f"{len(body)} bytes for {subject} are more than NATS accepts") from None
-        except nats.errors.BadSubjectError:
+        except errors.BadSubjectError:
             raise Invalid(f"{subject!r} is no subject") from None
-        except nats.errors.Error as error:
+        except errors.Error as error:
             raise Interrupted(f"not sent: {error or type(error).__name__}") from None
         finally:
             del self._waiting[number]
@@ -260,7 +256,7 @@ class Connection:
                 raise Refused(
                     f"the key may not subscribe to {', '.join(denied)}: use one of another role"
                 )
-        except (nats.errors.Error, TimeoutError) as error:
+        except (errors.Error, TimeoutError) as error:
             await self.unsubscribe(subscription)
             raise Unavailable(f"can't subscribe: {error or 'no NATS'}") from None
         except BaseException:
@@ -275,7 +271,7 @@ class Connection:
             subject: one for subject, one in self._answering.items() if one is not subscription
         }
         for number in subscription.numbers:
-            with suppress(nats.errors.Error):
+            with suppress(errors.Error):
                 await number.unsubscribe()
 
     async def _confirm(self) -> None:
@@ -482,12 +478,12 @@ async def open_connection(
             **options,
         )
         if not client.is_connected:
-            raise nats.errors.UnexpectedEOF
+            raise errors.UnexpectedEOF
         client.options["allow_reconnect"] = True
         client.options["max_reconnect_attempts"] = -1
         await connection.report_connected()
         await connection.open_inbox(prefixes)
-    except (nats.errors.Error, OSError, TimeoutError) as error:
+    except (errors.Error, OSError, TimeoutError) as error:
         reason = connection._error or str(error) or type(error).__name__  # noqa: SLF001
         with suppress(Exception):
             await client.close()

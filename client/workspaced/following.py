@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from nats.aio.msg import Msg
-
 from workspaced import subjects
 from workspaced.connection import Connection, Subscription
 from workspaced.errors import Unavailable
 from workspaced.models import Log, State
+from workspaced.nats_py import Msg
 
 _STORED_AT: Final = "Nats-Time-Stamp"
 _ATTEMPTS: Final = 10

@@ -109,6 +109,12 @@ class State(Value):
     data: dict[str, Any] = Field(default={}, repr=False)
     """The state as it was published, with keys that this version of the client does not know."""
 
+    def __str__(self) -> str:
+        """Return the state as a line for people, with the failure if there is one."""
+        if self.failure is None:
+            return self.state
+        return f"{self.state} ({self.failure.reason}): {self.failure.message}"
+
     @property
     def settled(self) -> bool:
         """Whether the state lasts until the next request or a late fact."""
@@ -126,6 +132,10 @@ class Log(Value):
     output: str = ""
     sequence: int = 0
     """Counts from 1 for each build and origin."""
+
+    def __str__(self) -> str:
+        """Return the output without the end of its last line, for `print`."""
+        return self.output.removesuffix("\n")
 
 
 class Answer(Value):

@@ -12,12 +12,11 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from nats.aio.msg import Msg
-
 from workspaced import subjects
 from workspaced.connection import Connection
 from workspaced.errors import CannotRun, Unavailable
 from workspaced.models import Answer, Exit
+from workspaced.nats_py import Msg
 
 TOOLS: Final = frozenset(
     {

@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from nats.aio.msg import Msg
-
 from workspaced import subjects
 from workspaced.connection import Connection, Subscription
 from workspaced.errors import WorkspacedError
 from workspaced.events import cloud_event
+from workspaced.nats_py import Msg
 
 
 class Answers:

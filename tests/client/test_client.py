@@ -135,6 +135,33 @@ async def test_a_chat_service_creates_repeats_and_runs_a_command(ws: workspaced.
     assert issued.keys() >= {"seed", "inbox_prefix", "expires_at"}
 
 
+async def test_the_program_for_frontends_shows_the_log_from_its_first_line(
+    running: Up, ws: workspaced.Workspaced, tmp_path: Path
+) -> None:
+    chat = new_chat(ws)
+    assert (await (await chat.call("create_workspace", {"template": "python"}))).ok
+    (tmp_path / "key.json").write_text(json.dumps(await chat.frontend_key(), default=str))
+    words = ["-u", "-c", program("docs/frontends.md"), running.nats, "key.json", chat.id]
+    page = await asyncio.create_subprocess_exec(
+        sys.executable, *words, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert page.stdout is not None
+        assert await page.stdout.readline() == b"ready\n"
+        shown = b""
+        while b"from the agent" not in shown:
+            shown += await page.stdout.readline()
+        assert shown.count(b"first line") == 1
+    finally:
+        page.kill()
+        await page.communicate()
+    with pytest.raises(workspaced.Refused, match="may not subscribe"):
+        async with workspaced.connect(
+            running.nats, key=tmp_path / "key.json", service="page"
+        ) as other:
+            await anext(new_chat(other).watch())
+
+
 async def test_values_that_do_not_fit_are_an_answer_with_validations(
     ws: workspaced.Workspaced,
 ) -> None:
@@ -173,6 +200,7 @@ async def test_a_build_is_canceled_from_another_connection(
     assert log.count("first line") == 1
     assert states[-1].failure is not None
     assert states[-1].failure.reason == "build_canceled"
+    assert str(states[-1]).startswith("failed (build_canceled): ")
 
 
 async def test_what_happens_while_the_connection_is_lost_is_neither_lost_nor_doubled(
@@ -276,7 +304,9 @@ async def test_a_websocket_carries_the_same(running: Up) -> None:
     assert reply
 
 
-@pytest.mark.parametrize("module", ["workspaced.client", "handlers.agent.__main__"])
+@pytest.mark.parametrize(
+    "module", ["workspaced.client", "workspaced.provisioning", "handlers.agent.__main__"]
+)
 def test_only_a_websocket_needs_aiohttp_which_is_slow_to_import(module: str) -> None:
     code = f"import sys, {module}; print({{'aiohttp', 'pydantic_settings'}} & sys.modules.keys())"
     done = subprocess.run(

@@ -8,16 +8,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from uuid import uuid4
 
 from workspaced import subjects
 from workspaced.connection import Connection
 from workspaced.events import CONTENT_TYPE, cloud_event, encode
+from workspaced.nats_py import Msg
 from workspaced.tasks import cancel_and_wait
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
 
 TERMINAL: Final = ("build_succeeded", "build_failed", "build_canceled")
 """The facts that end a build."""

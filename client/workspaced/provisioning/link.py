@@ -11,11 +11,10 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
-from nats.aio.msg import Msg
-
 from workspaced import subjects
 from workspaced.connection import Connection, Rejected, open_connection
 from workspaced.errors import Refused, Unavailable, WorkspacedError
+from workspaced.nats_py import Msg
 from workspaced.retrying import Backoff
 
 _PULL_EXPIRES: Final = 60.0

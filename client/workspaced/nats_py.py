@@ -1,7 +1,7 @@
-"""Imports nats-py without its transport over WebSockets, until a URL asks for that.
+"""The parts of nats-py that the client uses, without its transport over WebSockets until a URL asks for that.
 
-nats-py imports aiohttp for it wherever aiohttp is installed, and aiohttp takes as long to import as all the rest of
-an agent's bus. This module must be imported before nats-py is.
+nats-py imports aiohttp for that transport wherever aiohttp is installed, and aiohttp takes as long to import as all the
+rest of an agent's bus. So whoever uses nats-py imports this module first.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ _MISSING: Final = [name for name in _PACKAGES if name not in sys.modules]
 for _name in _MISSING:
     sys.modules[_name] = None  # type: ignore[assignment]  # this makes an import fail
 try:
+    from nats import errors
     from nats.aio import transport
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
 finally:
     for _name in _MISSING:
         del sys.modules[_name]
+
+__all__ = ["Client", "Msg", "errors", "prepare_websockets"]
 
 
 def prepare_websockets(urls: str) -> None:
