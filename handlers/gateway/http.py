@@ -32,6 +32,7 @@ from handlers.gateway.queries import Queries
 from handlers.gateway.replies import naming_ignored
 from handlers.gateway.requests import ChatBody, ToolBody, parse_body
 from handlers.gateway.tool_calls import ToolCalls
+from handlers.runtime.health import Trust
 from handlers.runtime.site import Site
 from handlers.runtime.supervise import running
 from handlers.shared_settings import allowlist
@@ -64,8 +65,6 @@ _OPERATORS: Final = frozenset(("operator",))
 _SERVICES: Final = frozenset(("operator", "chat-service"))
 
 Result = TypeVar("Result")
-Trust = Callable[[BaseRequest], None]
-"""Tells the server that the sender of a request gave a valid token."""
 Handler = Callable[[BaseRequest, Trust], Awaitable[web.StreamResponse]]
 
 
@@ -182,7 +181,7 @@ class HttpApi:
                     web.Response(status=HTTPStatus.NO_CONTENT), origin, preflight=True
                 )
             if self.page.answers(request.path):
-                return await self.page.answer(request)
+                return await self.page.answer(request, trust)
             if request.path == openapi.PATH:
                 return _with_cors(_json(openapi.document(ROUTES)), origin)
             return _with_cors(await self._answer(request, trust, origin), origin)

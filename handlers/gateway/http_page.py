@@ -30,7 +30,7 @@ from handlers.gateway.http_admission import (
     session_cookie,
 )
 from handlers.gateway.tokens import ALL_ROLES, digest_of, exchange_code, shown
-from handlers.runtime.health import RateLimiter
+from handlers.runtime.health import RateLimiter, Trust
 from handlers.setting_flags import DEFAULT_ORGANIZATION, DEFAULT_OWNER, DEFAULT_OWNER_NAME
 from statemachine.store import Store, Token
 
@@ -94,26 +94,27 @@ class Page:
         """Return whether a path belongs to the page."""
         return path == "/" or path.startswith(_PREFIX)
 
-    async def answer(self, request: BaseRequest) -> web.StreamResponse:
+    async def answer(self, request: BaseRequest, trust: Trust) -> web.StreamResponse:
         """Answer a request. Raises Problem; StoreUnavailableError."""
         match (request.method, request.path):
             case ("GET", "/") if "code" in request.query:
                 return await self._open_link(request)
-            case ("GET" | "HEAD", "/"):
-                return self._file(request, f"{_PREFIX}index.html")
             case ("GET" | "HEAD", "/page/session"):
                 bearer = await self.admission.bearer_of(request)
+                trust(request)
                 return _session(bearer.token)
             case ("POST", "/page/login"):
                 return await self._sign_in(request)
             case ("POST", "/page/logout"):
                 return await self._sign_out(request)
-            case (method, path):
-                if method not in ("GET", "HEAD"):
-                    allow = "POST" if path in ("/page/login", "/page/logout") else "GET, HEAD"
-                    text = f"{path} takes {allow}"
-                    raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, text, {"Allow": allow})
-                return self._file(request, path)
+            case ("GET" | "HEAD", path):
+                answer = self._file(request, f"{_PREFIX}index.html" if path == "/" else path)
+                trust(request, lasting=False)  # a page consists of many files
+                return answer
+            case (_, path):
+                allow = "POST" if path in ("/page/login", "/page/logout") else "GET, HEAD"
+                text = f"{path} takes {allow}"
+                raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, text, {"Allow": allow})
 
     def _file(
         self, request: BaseRequest, path: str, status: HTTPStatus = HTTPStatus.OK

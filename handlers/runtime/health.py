@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -46,8 +46,15 @@ API_CONNECTIONS: Final = 8192
 """Open connections of all addresses together at a server that also has an interface for clients."""
 API_CONNECTIONS_PER_ADDRESS: Final = 4096
 
-Trust = Callable[[BaseRequest], None]
-"""Tells the server that the sender of a request identified itself."""
+
+class Trust(Protocol):
+    """Tells the server that a request is not counted."""
+
+    def __call__(self, request: BaseRequest, *, lasting: bool = True) -> None:
+        """Do not count the request; if `lasting`, because its sender identified itself, its connection may last."""
+        ...
+
+
 Api = Callable[[BaseRequest, Trust], Awaitable[web.StreamResponse]]
 """Answers the requests that are not about health."""
 
@@ -286,10 +293,10 @@ class LimitedServer(web.Server):
             return _too_many(problem, "application/problem+json")
         trusted = False
 
-        def trust(request: BaseRequest) -> None:
+        def trust(request: BaseRequest, *, lasting: bool = True) -> None:
             nonlocal trusted
             trusted = True
-            if (known := self._open.get(request.protocol)) is not None:
+            if lasting and (known := self._open.get(request.protocol)) is not None:
                 known[1].cancel()
 
         try:

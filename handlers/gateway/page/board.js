@@ -19,6 +19,7 @@ export class Board {
   }
 
   mount() {
+    this.elements = new Map(); // a frame that was asked for before may have drawn into the body before
     this.search = h("input", {
       type: "search",
       id: "search",
@@ -94,7 +95,7 @@ export class Board {
     this.resized.disconnect();
     clearInterval(this.ticking);
     clearTimeout(this.typing);
-    this.elements.clear();
+    this.body = null;
   }
 
   set(change) {
@@ -178,6 +179,7 @@ export class Board {
   }
 
   sort() {
+    if (!this.body) return;
     const rows = [...this.app.chats.values()].filter((chat) => this.fits(chat));
     const since = (chat) => chat.since ?? 0;
     const orders = {
@@ -217,6 +219,7 @@ export class Board {
   }
 
   render() {
+    if (!this.body) return;
     const height = (this.height ??= this.measure());
     const head = this.scroller.firstElementChild.offsetHeight;
     const top = Math.max(0, this.scroller.scrollTop - head);

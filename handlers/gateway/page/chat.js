@@ -104,7 +104,7 @@ export class ChatView {
   }
 
   logged(event) {
-    this.log.add(event.data);
+    this.log.live(event.data);
   }
 
   exec(event) {

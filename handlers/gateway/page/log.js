@@ -17,6 +17,7 @@ export class LogView {
   clear() {
     this.stages = [];
     this.seen = new Set();
+    this.early = [];
     this.commands = new Map();
     this.after = 0;
     this.buildId = null;
@@ -90,9 +91,16 @@ export class LogView {
       this.unread = true;
     } finally {
       this.reading = false;
+      for (const line of this.early.splice(0)) this.add(line);
       if (this.buildId && this.buildId !== buildId) this.readOn();
       this.draw();
     }
+  }
+
+  /** Add a message that comes by the stream; while older ones are read, it waits, so that stages keep their order. */
+  live(line) {
+    if (this.reading) this.early.push(line);
+    else this.add(line);
   }
 
   /** Add a message of the log, unless it was added. */

@@ -1,0 +1,75 @@
+"""The page while the servers behind it are killed and started again: nothing is missing or doubled on it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+from tests.cli.template_folders import folder
+from tests.page.conftest import OpenTab
+from tests.rigs.browser import needs_chromium
+from tests.rigs.fleet import PATIENT, fleet_on
+from tests.rigs.messages import new_id
+from tests.rigs.processes import run
+from tests.rigs.servers import free_port, restartable_servers, servers_of
+
+pytestmark = needs_chromium
+
+LINES = 60
+TEMPLATE = f"""
+name = "counting"
+pool = "local"
+
+[build]
+start = "i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; sleep 0.1; done"
+
+[[agent]]
+name = "main"
+"""
+
+
+async def test_nothing_is_missing_or_doubled_after_kills(tmp_path: Path, open_tab: OpenTab) -> None:
+    port, chat = free_port(), new_id()
+    async with restartable_servers(tmp_path / "servers") as (nats, postgres):
+        servers = servers_of(nats, postgres)
+        async with fleet_on(servers, postgres.url, tmp_path / "fleet", PATIENT) as fleet:
+            worker = await fleet.start("worker")
+            gateway = await fleet.start("gateway", "--http-port", str(port))
+            await fleet.start("provisioner")
+            flags = ("--credentials", servers.credentials)
+
+            async def command(*words: str | Path) -> str:
+                done = await asyncio.to_thread(run, *words, *flags, env=fleet.urls())
+                assert done.returncode == 0, done.stderr
+                return done.stdout
+
+            await command("template", "push", folder(tmp_path, TEMPLATE))
+            link = json.loads(await command("page"))["page"]
+            tab = await open_tab(link)
+            await tab.open(f"/chat/{chat}")
+            await tab.shows(".pill.big", "No workspace")
+            creating = asyncio.create_task(command("create", "counting", "--chat", chat))
+
+            await tab.shows(".line", "line 3")
+            await tab.page.reload()
+            await tab.shows(".line", "line 6")
+            await fleet.end(gateway)
+            await tab.shows(".live", "reconnecting")
+            await fleet.start("gateway", "--http-port", str(port))
+            await tab.shows(".live", "live")
+            await fleet.end(worker)
+            async with fleet.reconnected():
+                await nats.stop(signal.SIGKILL)
+                await nats.start()
+            await fleet.start("worker")
+
+            await tab.shows(".pill.big", "Ready")
+            await tab.shows(".line", f"line {LINES}")
+            shown = [text for text in await tab.texts(".line") if text.startswith("line ")]
+            assert shown == [f"line {n}" for n in range(1, LINES + 1)]
+            assert len(await tab.texts(".phase.done")) == 3
+            events = await tab.texts("[aria-label='Event log'] td:nth-child(4)")
+            assert events.count("Building → Connecting") == 1
+            await creating
