@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fresh cluster overload left-alone commands faults faults-quick simulate simulate-breakages fuzz fuzz-http bench bench-quick check audit hashes sbom format diagram settings schemas reference
+.PHONY: help demo test fresh cluster overload left-alone commands faults faults-quick page-speed screenshots simulate simulate-breakages fuzz fuzz-http bench bench-quick check audit hashes sbom format diagram settings schemas reference
 SEEDS ?= 1000
 # How often a failed test is run again: a busy machine can make a server too slow for a test. The summary names it.
 RERUNS ?= 1
@@ -77,6 +77,12 @@ sbom: $(INSTALLED)  ## List what an installation consists of as CycloneDX 1.6: d
 	$(BIN)/cyclonedx-py environment --spec-version 1.6 --output-format JSON --output-reproducible --validate \
 		--pyproject pyproject.toml --output-file dist/workspaced.cdx.json .sbom/bin/python
 	@rm -r .sbom
+
+page-speed: $(INSTALLED)  ## Measure the page with 10,000 chats in Chromium: state to pixels, frames while scrolling
+	$(BIN)/python -m tests.page.speed
+
+screenshots: $(INSTALLED)  ## Take the pictures of the page in docs/images again
+	$(BIN)/python -m tests.page.screenshots docs/images
 
 simulate: $(INSTALLED)  ## Simulate crashes and losses with SEEDS=10000 seeds; SEED=7 prints one run
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

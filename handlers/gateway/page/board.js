@@ -82,7 +82,7 @@ export class Board {
       this.scroller,
       this.empty,
     );
-    this.resized = new ResizeObserver(() => this.draw());
+    this.resized = new ResizeObserver(() => this.resize());
     this.resized.observe(this.scroller);
     this.ticking = setInterval(() => this.draw(), 1000);
     this.templates();
@@ -252,6 +252,13 @@ export class Board {
       element.remove();
       this.elements.delete(id);
     }
+  }
+
+  /** Rows are higher on a narrow screen: measure again, and put each row in its place. */
+  resize() {
+    this.height = undefined;
+    for (const element of this.elements.values()) element.place = -1;
+    this.draw();
   }
 
   measure() {

@@ -1,0 +1,134 @@
+"""Takes screenshots of the page: `make screenshots`; with --all after a folder, of each view, theme and size."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.async_api import Page
+
+from tests.rigs.browser import chromium
+from tests.rigs.messages import new_id
+from tests.rigs.processes import Up, up
+
+WIDE, PHONE = {"width": 1240, "height": 780}, {"width": 390, "height": 800}
+KEPT = ("board-light", "building-dark")
+"""The pictures in docs/images."""
+PYTHON = """
+name = "python"
+display_name = "Python service"
+description = "A repository with a virtual environment and its tests"
+pool = "local"
+
+[[parameter]]
+name = "packages"
+type = "number"
+default = 2
+validation_min = 0
+validation_max = 300
+description = "How many packages are installed"
+
+[[parameter]]
+name = "branch"
+type = "string"
+default = "main"
+description = "Branch to check out"
+options = [{ name = "Main", value = "main" }, { name = "Next", value = "next" }]
+
+[build]
+start = "./build.sh"
+
+[[agent]]
+name = "main"
+startup_script = "echo hooks installed"
+"""
+BUILD = r"""#!/bin/sh
+printf '\033[1mCloning shop\033[0m\n'
+printf '\rReceiving objects: 40%%\rReceiving objects: 100%%, done.\n'
+printf '\033[32m✓\033[0m checked out \033[36m%s\033[0m at 3f2c91d\n' "$WORKSPACED_PARAM_BRANCH"
+n=0
+while [ $n -lt "$WORKSPACED_PARAM_PACKAGES" ]; do
+    n=$((n+1)); printf 'Installing \033[33mpackage-%s\033[0m (%s/%s)\n' $n $n "$WORKSPACED_PARAM_PACKAGES"; sleep 0.2
+done
+if [ -n "$FAIL" ]; then
+    printf '\033[31merror:\033[0m Could not find a version that satisfies numpy==9.9\n' >&2
+    printf '\033[31merror:\033[0m No matching distribution found for numpy==9.9\n' >&2
+    exit 1
+fi
+printf '\033[32m✓\033[0m done\n'
+"""
+
+
+def push(running: Up, home: Path, name: str, fail: str) -> None:
+    folder = home / name
+    folder.mkdir()
+    text = PYTHON.replace('"python"', f'"{name}"')
+    if fail:
+        text = text.replace("Python service", "Billing").replace("A repository", "The old one")
+    (folder / "template.toml").write_text(text)
+    (folder / "build.sh").write_text(BUILD.replace("$FAIL", fail))
+    (folder / "build.sh").chmod(0o755)
+    running.data("template", "push", folder)
+
+
+async def take(page: Page, name: str, folder: Path) -> None:
+    await page.wait_for_timeout(400)
+    await page.screenshot(path=folder / f"{name}.png")
+
+
+async def screenshots(home: Path, folder: Path, *, everything: bool) -> None:
+    """Run workspaces, and write pictures: those that the documents show, or one of each view, theme and size."""
+    folder.mkdir(exist_ok=True)
+    with up(home / "data") as running:
+        push(running, home, "python", "")
+        push(running, home, "billing", "yes")
+
+        async def create(template: str, name: str, owner: str, *more: str) -> str:
+            chat = new_id()
+            words = ("create", template, "--chat", chat, "--name", name, "--owner-name", owner)
+            await asyncio.to_thread(running.run, *words, *more)
+            return chat
+
+        for name, owner in (("shop", "ada"), ("search", "grace"), ("mail", "linus")):
+            ready = await create("python", name, owner)
+        failed = await create("billing", "billing", "barbara")
+        building = new_id()
+        words = ("create", "python", "--chat", building, "--name", "docs", "-p", "packages=290")
+        background = asyncio.create_task(
+            asyncio.to_thread(running.run, *words, "--owner-name", "margaret")
+        )
+        async with chromium() as browser:
+            page = await browser.new_page(viewport=WIDE)
+            link = await asyncio.to_thread(running.data, "page")
+            await page.goto(link["page"])
+            await page.locator(".row", has_text="docs").wait_for()
+            for theme in ("light", "dark"):
+                await page.emulate_media(color_scheme=theme)
+                for name, view in (
+                    ("board", ""),
+                    ("building", f"chat/{building}"),
+                    ("failed", f"chat/{failed}"),
+                    ("ready", f"chat/{ready}"),
+                    ("create", "create"),
+                    ("operations", "operator"),
+                ):
+                    await page.goto(f"{running.http}/#/{view}")
+                    if name == "create":
+                        await page.locator(".template", has_text="Python").click()
+                    await page.wait_for_timeout(600)
+                    for size, suffix in ((WIDE, ""), (PHONE, "-phone")):
+                        if everything or f"{name}-{theme}{suffix}" in KEPT:
+                            await page.set_viewport_size(size)
+                            await take(page, f"{name}-{theme}{suffix}", folder)
+            await page.goto(f"{running.http}/#/chat/{building}")
+            await page.locator("text=Cancel build").click()
+            await page.locator(".pill.big", has_text="Failed").wait_for()
+        await background
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images")
+    with tempfile.TemporaryDirectory(prefix="workspaced-screenshots-") as directory:
+        asyncio.run(screenshots(Path(directory), target, everything="--all" in sys.argv))
