@@ -15,7 +15,10 @@ from handlers.cli.command_table import command_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    path for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md") for path in ROOT.glob(pattern)
+    path
+    for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md")
+    for path in ROOT.glob(pattern)
+    if "node_modules" not in path.parts
 )
 PATH = re.compile(r"`((?:statemachine|bus|handlers|tests|deploy|docs)/[\w./*-]*)`")
 CODE = ("bus", "docs", "handlers", "statemachine", "client")

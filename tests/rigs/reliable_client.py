@@ -88,14 +88,18 @@ class ReliableClient(Participant):
         for heard in self.on_back:
             heard()
 
-    async def store(self, event: Event) -> None:
-        """Publish an event until the stream confirms it: only a PubAck makes it accepted."""
+    async def store(self, event: Event, subject: str | None = None) -> None:
+        """Publish an event until the stream confirms it: only a PubAck makes it accepted.
+
+        Without `subject`, on that of its source.
+        """
         body = json.dumps(event).encode()
         while True:
             try:
                 await self.up.wait()
                 async with asyncio.timeout(PATIENCE + 1):
-                    await self.js.publish(subject_of(event), body, headers=headers_of(event))
+                    to = subject or subject_of(event)
+                    await self.js.publish(to, body, headers=headers_of(event))
             except AWAY:
                 await asyncio.sleep(BACK_OFF)  # back-off
             else:

@@ -42,13 +42,13 @@ class Nats:
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True)
-        self.directory, self.url = directory, ""
+        self.directory, self.url, self.websocket = directory, "", ""
         self._running: AbstractAsyncContextManager[tuple[str, str, Child]] | None = None
         self._pid = 0
 
     async def start(self) -> None:
         self._running = nats_server(self.directory, load_identities(self.directory))
-        self.url, _, child = await self._running.__aenter__()
+        self.url, self.websocket, child = await self._running.__aenter__()
         self._pid = child.pid
 
     async def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
