@@ -85,7 +85,7 @@ class LocalBuilds:
     async def abandon(self, record: LocalWorkspace, build: Build) -> None:
         """End the agents and processes of the build and, if it was to start a new workspace, remove its files.
 
-        The delete step does not run: it is in the job.
+        The delete step does not run: it is in the job, which can't be read.
         """
         remove = False
         if record.newest is build:  # otherwise agents and files are those of a newer build

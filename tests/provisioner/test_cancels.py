@@ -371,10 +371,14 @@ async def begin_and_lose(rig: Rig, provisioning: Provisioning, job: Event) -> No
 
 
 async def test_nothing_is_left_of_a_build_that_is_canceled_after_a_crash_and_whose_job_is_gone(
-    rig: Rig, provisioning: Provisioning, worker: Worker, workspace: Path
+    rig: Rig, provisioning: Provisioning, worker: Worker, workspace: Path, tmp_path: Path
 ) -> None:
-    version = rig.version({})
-    job = rig.job(1, version=version, build={"start": "mkdir half; echo running; sleep 1000"})
+    version, deleted = rig.version({}), tmp_path / "deleted"
+    step = {
+        "start": "mkdir half; echo running; sleep 1000",
+        "delete": f'echo "$WORKSPACED_TRANSITION" >> {deleted}',
+    }
+    job = rig.job(1, version=version, build=step)
     await begin_and_lose(rig, provisioning, job)
     # A provisioner that is killed leaves the processes of its step.
     marked = {**os.environ, "WORKSPACED_BUILD_ID": job["build_id"]}
@@ -384,6 +388,7 @@ async def test_nothing_is_left_of_a_build_that_is_canceled_after_a_crash_and_who
         assert (workspace / "half").exists()
         async with provisioning():
             await canceled(rig, job)
+            assert deleted.read_text() == "delete\n"
             assert not workspace.exists()
             assert find_marked(f"WORKSPACED_BUILD_ID={job['build_id']}") == []
             ended = await rig.ended(await rig.ask(rig.job(2, version=version)))
@@ -395,6 +400,71 @@ async def test_nothing_is_left_of_a_build_that_is_canceled_after_a_crash_and_who
     assert ended["type"] == "workspaced.build_succeeded.v1"
 
 
+@pytest.mark.parametrize("kept", ["", "{not json"])
+async def test_a_build_whose_kept_job_can_not_be_read_is_canceled_without_its_delete_step(
+    rig: Rig,
+    provisioning: Provisioning,
+    worker: Worker,
+    workspace: Path,
+    tmp_path: Path,
+    kept: str,
+) -> None:
+    version, step = rig.version({}), "mkdir half; echo running; sleep 1000"
+    job = rig.job(1, version=version, build={"start": step, "delete": f"touch {tmp_path}/deleted"})
+    await begin_and_lose(rig, provisioning, job)
+    (path,) = (tmp_path / "root" / "jobs").iterdir()
+    path.write_text(kept) if kept else path.unlink()
+    await worker.cancel(job)  # nobody hears it
+    async with provisioning():
+        await canceled(rig, job)
+        assert not workspace.exists()
+
+    assert not (tmp_path / "deleted").exists()
+
+
+async def test_jobs_are_kept_only_while_their_builds_run(
+    rig: Rig, provisioning: Provisioning, worker: Worker, tmp_path: Path
+) -> None:
+    version, jobs = rig.version({}), tmp_path / "root" / "jobs"
+    job = rig.job(1, version=version, build={"start": "echo running; sleep 1000"})
+    async with provisioning():
+        build = await rig.ask(job)
+        await rig.until(lambda: "running" in rig.output(build), "the step runs")
+        (path,) = jobs.iterdir()
+        assert path.stat().st_mode & 0o777 == 0o600
+        await worker.cancel(job)
+        await canceled(rig, job)
+        assert list(jobs.iterdir()) == []
+    (jobs / f"{new_id()}.json").write_text("left by a crash")
+    async with provisioning():
+        await rig.ended(await rig.ask(rig.job(2, version=version)))
+
+    assert list(jobs.iterdir()) == []
+
+
+async def test_a_build_that_was_interrupted_and_overtaken_by_a_delete_runs_its_delete_step(
+    rig: Rig, provisioning: Provisioning, worker: Worker, workspace: Path, tmp_path: Path
+) -> None:
+    version, deleted = rig.version({}), tmp_path / "deleted"
+    step = {
+        "start": "mkdir half; echo running; sleep 1000",
+        "delete": f"ls >> {deleted}",
+    }
+    first = rig.job(1, version=version, build=step)
+    async with provisioning():
+        build = await rig.ask(first)
+        await rig.until(lambda: "running" in rig.output(build), "the step runs")
+    delete = rig.job(2, "delete", version=version, build=step)
+    await rig.ask(delete)
+    async with provisioning():
+        await canceled(rig, first)
+        ended = await rig.ended(delete["build_id"])
+
+    assert ended["type"] == "workspaced.build_succeeded.v1"
+    assert deleted.read_text() == "half\n"
+    assert not workspace.exists()
+
+
 async def test_a_job_that_arrives_while_its_canceled_build_is_removed_is_not_run(
     rig: Rig,
     provisioning: Provisioning,
@@ -403,14 +473,14 @@ async def test_a_job_that_arrives_while_its_canceled_build_is_removed_is_not_run
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    begun, go_on, abandon = asyncio.Event(), asyncio.Event(), builder.Builder.abandon
+    begun, go_on, clean_up = asyncio.Event(), asyncio.Event(), builder.Builder.clean_up
 
     async def slowly(*arguments: Any, **more: Any) -> None:
         begun.set()
         await go_on.wait()
-        await abandon(*arguments, **more)
+        await clean_up(*arguments, **more)
 
-    monkeypatch.setattr(builder.Builder, "abandon", slowly)
+    monkeypatch.setattr(builder.Builder, "clean_up", slowly)
     version = rig.version({})
     step = f"echo run >> {tmp_path}/runs; echo running; sleep 1000"
     job = rig.job(1, version=version, build={"start": step})

@@ -139,7 +139,7 @@ def _cancel_not_published() -> Callable[[], None]:
 
 
 def _failed_attempt_not_repeated() -> Callable[[], None]:
-    return replaced(lifetimes, "_failed", lambda record, _transition, _at: record)
+    return replaced(lifetimes, "_with_retry", lambda record, _retry, _at: record)
 
 
 def _deleted_on_no_evidence() -> Callable[[], None]:

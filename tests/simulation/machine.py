@@ -27,6 +27,11 @@ class DiskPath:
     def resolve(self) -> DiskPath:
         return self
 
+    @property
+    def stem(self) -> str:
+        """The name without its last suffix."""
+        return self.path.rpartition("/")[2].rpartition(".")[0]
+
     def mkdir(self, **_how: Any) -> None:
         """Do nothing: a directory exists when a file is in it."""
 

@@ -1,4 +1,4 @@
-"""The journal of a provisioner: its builds and their facts, on disk, to continue after a crash."""
+"""The journal of a provisioner: its builds, their facts and open jobs, on disk, to continue after a crash."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -234,6 +234,46 @@ class Journal(Generic[W]):
         known = {one.name for one in fields(self._kind)}
         given = {key: value for key, value in content.items() if key in known}
         return self._kind(**{**given, "builds": builds})
+
+
+class KeptJobs:
+    """The jobs of the builds that have begun and not ended, on disk.
+
+    With its job, what a build has left can be removed even if the job does not come back.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def keep(self, build_id: str, body: bytes) -> None:
+        """Save a job. Raises OSError."""
+        path = self._path(build_id)
+        if body and not path.exists():
+            write_atomically(path, body)
+
+    def find(self, build_id: str) -> bytes | None:
+        """Return the job of a build that has begun; None if it is not there or can't be read."""
+        try:
+            return self._path(build_id).read_bytes()
+        except OSError:
+            return None
+
+    def drop(self, build_id: str) -> None:
+        """Remove the job of a build that has ended."""
+        try:
+            self._path(build_id).unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("the job of build %s can't be removed: %s", build_id, error)
+
+    def drop_all_except(self, builds: Container[str]) -> None:
+        """Remove the jobs of all other builds."""
+        for path in self._directory.glob("*.json"):
+            if path.stem not in builds:
+                self.drop(path.stem)
+
+    def _path(self, build_id: str) -> Path:
+        return self._directory / f"{build_id}.json"
 
 
 @contextmanager

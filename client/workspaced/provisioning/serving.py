@@ -97,8 +97,8 @@ class FunctionBuilds:
             raise BuildFailed(_shown(str(error), mask)) from None
 
     async def abandon(self, record: Workspace, build: Build) -> None:
-        """Warn: the clean-up function needs the job."""
-        if self._clean_up is not None:
+        """Warn if something may be left: the clean-up function needs the job, and must not touch a newer build."""
+        if self._clean_up is not None and record.newest is build:
             _log.warning(
                 "build %s of workspace %s is canceled without its job; the clean-up function is not called",
                 *(build.build_id, record.workspace_id),

@@ -16,7 +16,7 @@ from workspaced.build_log import BuildLog
 from workspaced.errors import WorkspacedError
 from workspaced.events import Fact, new_fact
 from workspaced.provisioning.jobs import BadJob, BuildFailed, Built, Job, JobHead, read_cancel
-from workspaced.provisioning.journal import Build, Journal, Workspace
+from workspaced.provisioning.journal import Build, Journal, KeptJobs, Workspace
 from workspaced.provisioning.link import Delivery, Link, NoDelivery
 from workspaced.provisioning.scheduler import QueuedJob, Scheduler
 from workspaced.tasks import cancel_and_wait, together
@@ -37,6 +37,7 @@ _CANCELS_KEPT: Final = 10_000
 _ERROR_SIZE: Final = 4096
 """Characters of an error of the provisioner itself that are published."""
 _CANCEL_REQUESTED: Final = "workspaced was asked to cancel it"
+_OVERTAKEN: Final = "a newer build of the workspace was requested"
 
 J = TypeVar("J", bound=Job)
 W = TypeVar("W", bound=Workspace)
@@ -72,7 +73,7 @@ class Builds(Protocol[J, W_contra, L]):
         ...
 
     async def abandon(self, record: W_contra, build: Build) -> None:
-        """Remove what a canceled build has left that an earlier process began and whose job is not at hand."""
+        """Remove what a canceled build has left after whose begin a newer one began, or whose job can't be read."""
         ...
 
     def ended(self, record: W_contra) -> None:
@@ -119,6 +120,7 @@ class Session(Generic[J, W, L]):
         self._pool, self._name, self._heartbeat = pool, name, heartbeat
         self._ledgers = directory / "logs"
         self._ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._jobs = KeptJobs(directory / "jobs")
         self._alive = directory / "alive"
         """A file whose modification time is the last in-progress reply: until then, jobs in hand are ours."""
         self._scheduler: Scheduler[J] = Scheduler(self._run_job, concurrency)
@@ -136,6 +138,7 @@ class Session(Generic[J, W, L]):
         Raises WorkspacedError if it can't serve any more.
         """
         resend_requested, resend_open = asyncio.Event(), asyncio.Event()
+        self._jobs.drop_all_except({build.build_id for build in self.journal.unfinished()})
         await self._hand_back_unfinished()
         # Workers may have missed the last facts of the process before.
         resend_requested.set()
@@ -244,12 +247,13 @@ class Session(Generic[J, W, L]):
             for fact in build.facts:
                 await self._store(fact)
             return
-        highest = max(queued.highest, record.highest)
-        begun = build is not None
+        begun, newer_begun = build is not None, head.build_number < record.highest
+        if head.build_number < max(queued.highest, record.highest):
+            queued.cancel(_OVERTAKEN)
         build = build or record.add(Build(head.build_id, head.build_number, head.transition))
-        unwanted = queued.late or queued.canceled.is_set()
-        jobless = queued.job is None and queued.canceled.is_set()
-        if head.build_number < highest or jobless or (unwanted and not begun):
+        canceled = queued.canceled.is_set()
+        removable = queued.job is not None and not newer_begun
+        if (canceled and not (begun and removable)) or (queued.late and not begun):
             if begun:
                 await self._abandon(record, build)
             self._finish(record, build, head, None)
@@ -307,6 +311,7 @@ class Session(Generic[J, W, L]):
         job.again = bool(build.facts)
         job.be_canceled_by(queued.canceled)
         self._builds.begin(job, record)
+        self._jobs.keep(job.build_id, queued.delivery.data)
         record.name, build.reply = job.workspace_name, queued.delivery.reply
         if not build.facts:
             build.facts.append(self._fact(job, "build_started", _names(job)))
@@ -373,6 +378,7 @@ class Session(Generic[J, W, L]):
                 record.restore(before)
                 record.agents = []
                 return self._finish(record, build, head, provisioner_fault(error))
+        self._jobs.drop(build.build_id)
         _log.info(
             "%s build %s of workspace %s %s",
             *(head.transition, head.build_id, head.workspace_id, _in_words(outcome)),
@@ -403,8 +409,8 @@ class Session(Generic[J, W, L]):
 
         If the build has ended, its terminal fact, and what follows it, is published again. Otherwise the process
         that began it was killed, and its job may be gone: workers take the job of a canceled build out of the
-        queue as long as they do not know that it has begun. Then the build ends here, in the queue of its
-        workspace: if its job arrives meanwhile, it finds that the build has ended.
+        queue as long as they do not know that it has begun. Then the build ends here, with the job that was kept,
+        in the queue of its workspace: if its job arrives meanwhile, it finds that the build has ended.
         """
         record = self.journal.find(workspace_id)
         build = None if record is None else record.find(build_id)
@@ -424,10 +430,20 @@ class Session(Generic[J, W, L]):
                     "traceparent": build.traceparent,
                 }
             )
-            self._schedule(QueuedJob(head, None, "it is not in hand", NoDelivery()))
+            job, problem = self._kept_job(build_id)
+            self._schedule(QueuedJob(job or head, job, problem, NoDelivery()))
+
+    def _kept_job(self, build_id: str) -> tuple[J | None, str]:
+        """Return the job that was kept when the build began; else None, and why."""
+        if (body := self._jobs.find(build_id)) is None:
+            return None, "it is not in hand"
+        try:
+            return self._builds.read(body), ""
+        except BadJob as error:
+            return None, str(error)
 
     async def _abandon(self, record: W, build: Build) -> None:
-        """Remove what a canceled build has left whose job is not run again."""
+        """Remove what a canceled build has left, if a newer build has begun or its job is not known."""
         try:
             await self._builds.abandon(record, build)
         except Exception:  # noqa: BLE001 — the build is canceled nevertheless
