@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fresh cluster overload left-alone commands faults faults-quick page-speed screenshots simulate simulate-breakages fuzz fuzz-http bench bench-quick check audit hashes sbom format diagram settings schemas reference
+.PHONY: help demo test fresh cluster overload left-alone commands faults faults-quick page-speed screenshots simulate simulate-breakages fuzz fuzz-http mcp-patience bench bench-quick check audit hashes sbom format diagram settings schemas reference
 SEEDS ?= 1000
 # How often a failed test is run again: a busy machine can make a server too slow for a test. The summary names it.
 RERUNS ?= 1
@@ -95,6 +95,9 @@ fuzz: $(INSTALLED)  ## Send hostile messages to each inbound subject and rpc: ME
 
 fuzz-http: $(INSTALLED)  ## Compare the HTTP interface with its OpenAPI document: EXAMPLES=100 a route
 	HTTP_EXAMPLES=$(or $(EXAMPLES),100) $(BIN)/python -m pytest tests/wire/test_http.py -k schemathesis $(ARGS)
+
+mcp-patience: $(INSTALLED)  ## MCP clients that give up after 60 s, over a build of 3 minutes: BUILD_SECONDS=180
+	MCP_BUILD_SECONDS=$(or $(BUILD_SECONDS),180) $(BIN)/python -m pytest tests/mcp/test_patience.py -rP $(ARGS)
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix-only .

@@ -57,7 +57,7 @@ WORKER_DEAD: Final = "workspaced.worker.dead"
 """Asks a worker for dead letters."""
 
 REVOCATIONS: Final = "workspaced.token.revoked"
-"""Tells the gateways that a bearer token was revoked."""
+"""Tells gateways and chat services that a bearer token was revoked."""
 
 ALL_IN: Final = "workspaced.in.>"
 ALL_TIMERS: Final = "workspaced.timer.>"

@@ -56,6 +56,21 @@ class Workspaced:
         event = await self._connection.last(subjects.LAST_RESULTS, subjects.results_of(chat_id))
         return None if event is None else Answer.model_validate(event["data"])
 
+    async def revoked_tokens(self) -> AsyncGenerator[str | None, None]:
+        """Yield the id of each bearer token that is revoked from now on, as `check_token` names it, without end.
+
+        None comes first, and after each reconnect: tokens that were checked before may have been revoked, so check
+        them again. Raises Refused, Unavailable.
+        """
+        subscription = await self._connection.subscribe(subjects.REVOCATIONS)
+        try:
+            yield None
+            while True:
+                message = await subscription.next()
+                yield None if message is None else str(json.loads(message.data)["id"])
+        finally:
+            await self._connection.unsubscribe(subscription)
+
     def tools(self, format: Format = "anthropic", *, execute: bool = True) -> list[dict[str, Any]]:  # noqa: A002
         """Return the tools for a model: `openai`, `anthropic` or `mcp`; without `execute`, no commands."""
         return tools(format, execute=execute)

@@ -15,6 +15,8 @@ ALL_AGENT_FACTS: Final = "workspaced.in.agent.*.*"
 ALL_LOGS: Final = "workspaced.log.*.*"
 ALL_RESULTS: Final = "workspaced.result.*.*"
 ALL_DEAD: Final = "workspaced.dead.*"
+REVOCATIONS: Final = "workspaced.token.revoked"
+"""On which gateways say which bearer token was revoked."""
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")

@@ -112,6 +112,7 @@ EXPORTS: Final[dict[str, tuple[Export, ...]]] = {
         ),
         _service(subjects.rpc(FRONTENDS_RPC), FRONTENDS, share_client_info=True),
         _service(subjects.ALL_SERVICES, CORE, options=_MANY_ANSWERS),
+        _stream(subjects.REVOCATIONS, CHATS_WITHOUT_EXEC),
     ),
     CHATS_WITHOUT_EXEC: (),
     AGENTS: (_service(subjects.AGENT_REQUESTS, CHATS),),

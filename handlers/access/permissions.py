@@ -84,7 +84,12 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
             *EXEC_RPCS,
             *_direct_gets(_STATE, _RESULT),
         ),
-        subscribe=(subjects.ALL_RESULTS, subjects.ALL_UI, "_INBOX_chat-service.>"),
+        subscribe=(
+            subjects.ALL_RESULTS,
+            subjects.ALL_UI,
+            subjects.REVOCATIONS,  # so that it ends what it admitted by a bearer token
+            "_INBOX_chat-service.>",
+        ),
     ),
     "provisioner": Permissions(
         publish=(

@@ -25,7 +25,7 @@ from aiohttp.web_request import BaseRequest
 from bus import Bus, BusError, Message, Responder, ServiceError, subjects
 from bus.streams import RESULT
 from handlers.gateway import openapi
-from handlers.gateway.http_admission import Admission, Bearer, Problem, admitted_origin, ended
+from handlers.gateway.http_admission import Admission, Ending, Problem, admitted_origin, ended
 from handlers.gateway.http_page import Page
 from handlers.gateway.http_stream import EventStream
 from handlers.gateway.queries import Queries
@@ -73,16 +73,14 @@ class Asked:
     """A request that was admitted."""
 
     request: BaseRequest
-    bearer: Bearer
+    token: Token
+    """The rights of its sender."""
+    end: asyncio.Future[Ending]
+    """Gets the reason when a stream or wait of the request has to end."""
     path: Mapping[str, str]
     """The variable parts of the path."""
     body: dict[str, Any]
     """The body, an empty object if there is none."""
-
-    @property
-    def token(self) -> Token:
-        """The rights of its sender."""
-        return self.bearer.token
 
     @property
     def query(self) -> dict[str, str]:
@@ -213,26 +211,25 @@ class HttpApi:
         bearer = await self.admission.bearer_of(request)
         trust(request)
         _check_rights(route, path, bearer.token)
-        body = await _read_body(request)
-        asked = Asked(request, bearer, path, body)
-        if route.answer == "stream":
-            return await self._stream(asked, origin)
-        status, answer = await getattr(self, route.answer)(asked)
-        return _json(answer, status)
+        with self.admission.admitted(bearer) as end:
+            asked = Asked(request, bearer.token, end, path, await _read_body(request))
+            if route.answer == "stream":
+                return await self._stream(asked, origin)
+            status, answer = await getattr(self, route.answer)(asked)
+            return _json(answer, status)
 
     async def _held(self, asked: Asked, work: Awaitable[Result]) -> Result:
         """Wait for `work`, unless the token ends or the gateway leaves. Raises Problem 401 and 503."""
         task = asyncio.ensure_future(work)
-        with self.admission.admitted(asked.bearer) as end:
-            try:
-                await asyncio.wait((task, end), return_when=asyncio.FIRST_COMPLETED)
-                if task.done():
-                    return task.result()
-                raise ended(end.result())
-            finally:
-                if not task.done():
-                    task.cancel()
-                    await asyncio.gather(task, return_exceptions=True)
+        try:
+            await asyncio.wait((task, asked.end), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise ended(asked.end.result())
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     async def _rpc(self, name: str, asked: Asked, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the reply of an rpc to a body. Raises ServiceError."""
@@ -460,8 +457,7 @@ class HttpApi:
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         response = web.StreamResponse(headers=headers)
         _with_cors(response, origin)
-        with self.admission.admitted(asked.bearer) as end:
-            await stream.serve(asked.request, response, end)
+        await stream.serve(asked.request, response, asked.end)
         return response
 
 

@@ -6,12 +6,13 @@ import asyncio
 import json
 import logging
 from asyncio import Future
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from aiohttp.web_request import BaseRequest
@@ -22,6 +23,9 @@ from handlers.runtime.site import ForeignSite, Site
 from statemachine.store import Store, StoreUnavailableError, Token
 
 log = logging.getLogger(__name__)
+
+_REMEMBERED: Final = 10_000
+"""Revoked tokens that are remembered, for requests that arrived just before."""
 
 Ending = Literal["token", "leaving"]
 """Why the gateway ends a stream or a wait: its token is no longer valid, or the gateway leaves."""
@@ -103,7 +107,9 @@ class Admission:
     store: Store
     bus: Bus
     _open: dict[Bearer, set[Future[Ending]]] = field(default_factory=dict)
-    """The ends of the streams and waits of each token."""
+    """The ends of the requests of each token."""
+    _revoked: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """The ids of the tokens that were revoked last."""
     _leaving: bool = False
 
     async def run(self) -> None:
@@ -112,7 +118,7 @@ class Admission:
         while True:
             try:
                 await self._end_what_is_revoked()
-            except Unavailable as error:
+            except (Unavailable, StoreUnavailableError) as error:
                 log.warning("revocations of tokens can't be followed, trying again: %s", error)
             await backoff.wait()
 
@@ -150,6 +156,8 @@ class Admission:
         end: Future[Ending] = loop.create_future()
         if self._leaving:
             end.set_result("leaving")
+        elif bearer.token.id in self._revoked:  # after the store was asked for it
+            end.set_result("token")
         ends = self._open.setdefault(bearer, set())
         ends.add(end)
         left = (bearer.token.expires_at - datetime.now(UTC)).total_seconds()
@@ -169,15 +177,15 @@ class Admission:
             self._end(bearer, "leaving")
 
     async def _check_again(self) -> None:
-        """End what tokens admitted that were revoked meanwhile."""
-        try:
-            for bearer in list(self._open):
-                if await self.store.tokens.find(bearer.digest) is None:
-                    self._end(bearer, "token")
-        except StoreUnavailableError as error:
-            log.warning("tokens can't be checked again: %s", error)
+        """End what tokens admitted that were revoked meanwhile. Raises StoreUnavailableError."""
+        for bearer in list(self._open):
+            if await self.store.tokens.find(bearer.digest) is None:
+                self._end(bearer, "token")
 
     def _end_revoked(self, token_id: str) -> None:
+        self._revoked[token_id] = None
+        if len(self._revoked) > _REMEMBERED:
+            self._revoked.popitem(last=False)
         for bearer in list(self._open):
             if bearer.token.id == token_id:
                 self._end(bearer, "token")

@@ -13,7 +13,7 @@ import logging
 import struct
 from asyncio import Future, Queue
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -38,7 +38,12 @@ COMMENT_EVERY: Final = 15.0
 """Seconds without an event after which a comment is sent, so that both ends notice a broken connection."""
 BACKLOG: Final = 2_000
 """Messages that may wait for a slow client."""
+_LAST_WRITE: Final = 1.0
+"""Seconds in which the client has to read why its stream ends."""
+_COMMENT: Final = b":\n\n"
 Kind = Literal["state", "log", "exec"]
+Reason = Ending | Literal["slow"]
+"""Why a stream ends: its token is no longer valid, the gateway cannot go on with it, or the client is too slow."""
 _STREAMS: Final[dict[Kind, str]] = {
     "state": STATE.name,
     "log": LOG.name,
@@ -99,39 +104,37 @@ class EventStream:
     last_id: str = ""
     """The id of the last event that the client has seen; empty: none."""
     _followed: dict[str, _Followed] = field(default_factory=dict)
+    _writing: bool = False
+    """Whether the stream waits for the client, and not for NATS."""
 
     async def serve(
         self, request: BaseRequest, response: web.StreamResponse, end: Future[Ending]
     ) -> None:
-        """Send events until `end` is set or the client is too slow; then say why it ends.
+        """Send events until `end` is set or too many wait to be sent; then say why it ends.
 
-        Raises BusError, before anything is sent.
+        Raises BusError, before anything is sent; ConnectionError if the client has gone.
         """
         queue: Queue[tuple[str, Message | None]] = Queue(BACKLOG)
-        too_slow: Future[None] = asyncio.get_running_loop().create_future()
+        full: Future[Reason] = asyncio.get_running_loop().create_future()
         async with AsyncExitStack() as stack:
             for chat in self.chats or ("*",):
                 subject = subjects.ui(chat) if self.chats else subjects.ui_state(chat)
                 subscription = await stack.enter_async_context(self.bus.subscribe(subject))
-                reader = asyncio.ensure_future(_read(chat, subscription, queue, too_slow))
+                reader = asyncio.ensure_future(self._read(chat, subscription, queue, full))
                 stack.callback(reader.cancel)
             before = _unpack(self.last_id)
             for chat in self.chats:
                 self._followed[chat] = await self._begin(chat, before)
             await response.prepare(request)
-            await response.write(b":\n\n")  # the client sees at once that the stream has begun
+            await response.write(_COMMENT)  # the client sees at once that the stream has begun
             sending = asyncio.ensure_future(self._send(response, queue))
             try:
-                await asyncio.wait((sending, end, too_slow), return_when=asyncio.FIRST_COMPLETED)
-                if sending.done() and not (end.done() or too_slow.done()):
-                    sending.result()  # raises ConnectionError if the client has gone
+                await asyncio.wait((sending, end, full), return_when=asyncio.FIRST_COMPLETED)
             finally:
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
-            reason = end.result() if end.done() else "slow" if too_slow.done() else "leaving"
-            with suppress(ConnectionError, TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await response.write(_text("end", json.dumps({"reason": reason}).encode(), ""))
+                if not sending.done():
+                    sending.cancel()
+                    await asyncio.gather(sending, return_exceptions=True)
+            await _close(request, response, _reason(sending, end, full))
 
     @property
     def _kinds(self) -> tuple[Kind, ...]:
@@ -165,13 +168,13 @@ class EventStream:
                 async with asyncio.timeout(COMMENT_EVERY):
                     chat, message = await queue.get()
             except TimeoutError:
-                await response.write(b":\n\n")
+                await self._put(response, _COMMENT)
                 continue
             followed_or_none = self._followed.get(chat)
             if followed_or_none is None:
                 if message is None:
                     return  # states of any chats may have been missed: the client reads them again
-                await response.write(_text("state", message.data, ""))
+                await self._put(response, _text("state", message.data, ""))
             elif message is None:  # the connection to NATS was lost: messages may have been missed
                 await self._catch_up(response, followed_or_none)
             else:
@@ -189,7 +192,7 @@ class EventStream:
                     await self._send_missed(response, followed)
             except Unavailable as error:
                 log.warning("a stream of chat %s waits for NATS: %s", followed.chat, error)
-                await response.write(b":\n\n")
+                await self._put(response, _COMMENT)
                 await backoff.wait()
             else:
                 return
@@ -241,23 +244,56 @@ class EventStream:
 
     async def _write(self, response: web.StreamResponse, kind: Kind, data: bytes) -> None:
         packed = b"".join(followed.packed() for followed in self._followed.values())
-        await response.write(_text(kind, data, base64.urlsafe_b64encode(packed).decode()))
+        identifier = base64.urlsafe_b64encode(packed).decode()
+        await self._put(response, _text(kind, data, identifier))
+
+    async def _put(self, response: web.StreamResponse, text: bytes) -> None:
+        self._writing = True
+        await response.write(text)
+        self._writing = False
+
+    async def _read(
+        self,
+        chat: str,
+        subscription: Subscription,
+        queue: Queue[tuple[str, Message | None]],
+        full: Future[Reason],
+    ) -> None:
+        while True:
+            message = await subscription.next_or_reconnect()
+            try:
+                queue.put_nowait((chat, message))
+            except asyncio.QueueFull:
+                if not full.done():
+                    full.set_result("slow" if self._writing else "leaving")
+                return
 
 
-async def _read(
-    chat: str,
-    subscription: Subscription,
-    queue: Queue[tuple[str, Message | None]],
-    too_slow: Future[None],
-) -> None:
-    while True:
-        message = await subscription.next_or_reconnect()
-        try:
-            queue.put_nowait((chat, message))
-        except asyncio.QueueFull:
-            if not too_slow.done():
-                too_slow.set_result(None)
-            return
+def _reason(sending: Future[None], end: Future[Ending], full: Future[Reason]) -> Reason:
+    """Return why a stream ends. Raises ConnectionError if the client has gone."""
+    if end.done():
+        return end.result()
+    if full.done():
+        return full.result()
+    error = sending.exception()
+    if isinstance(error, ConnectionError):
+        raise error
+    if error is not None:
+        log.error("a stream ends because of an error", exc_info=error)
+    return "leaving"
+
+
+async def _close(request: BaseRequest, response: web.StreamResponse, reason: Reason) -> None:
+    """Say why the stream ends; break the connection to a client that does not read it."""
+    try:
+        async with asyncio.timeout(_LAST_WRITE):
+            await response.write(_text("end", json.dumps({"reason": reason}).encode(), ""))
+            await response.write_eof()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+    except ConnectionError:
+        pass
 
 
 def _version(data: bytes) -> int:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from workspaced import Owner
 
 from statemachine.naming import is_canonical
-
-
-async def _always_valid() -> None:
-    """Accept a caller that has no token, which nobody can revoke."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +21,8 @@ class Caller:
     owner: Owner
     may_execute: bool = True
     """Whether it may run commands and use files in the workspace."""
-    expires_at: datetime | None = None
-    check: Callable[[], Awaitable[None]] = _always_valid
-    """Raises an error if the token has been revoked or has expired since the request was admitted."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    """Is set when the caller's token is revoked or expires. On stdio there is no token, and nothing sets it."""
 
 
 def local_caller(chat: str, *, organization: str, owner: str | None, owner_name: str) -> Caller:
@@ -42,14 +37,11 @@ def local_caller(chat: str, *, organization: str, owner: str | None, owner_name:
     return Caller(chat_id, Owner(id=owner_id, name=owner_name, organization=organization))
 
 
-def caller_of_token(
-    rights: Mapping[str, Any], check: Callable[[], Awaitable[None]] = _always_valid
-) -> Caller | None:
+def caller_of_token(rights: Mapping[str, Any]) -> Caller | None:
     """Return the caller of a token with these rights, as rpc `check_token` says them; None if it is not of a chat."""
     if rights["role"] != "chat":
         return None
     owner = Owner(
         id=rights["owner_id"], name=rights["owner_name"], organization=rights["organization_id"]
     )
-    expires_at = datetime.fromisoformat(rights["expires_at"])
-    return Caller(rights["chat_ids"][0], owner, rights["exec"], expires_at, check)
+    return Caller(rights["chat_ids"][0], owner, rights["exec"])

@@ -201,18 +201,12 @@ class ToolCalls:
     async def _leaves(self) -> None:
         await self._leaving.wait()
 
-    def wait_of(self, caller: Caller, report: Report | None) -> float:
-        """Return for how many seconds a request waits: not beyond the end of its token."""
-        wait = self.waits.plain if report is None else self.waits.with_progress
-        if caller.expires_at is None:
-            return wait
-        return min(wait, max((caller.expires_at - datetime.now(UTC)).total_seconds(), 0.0))
-
     async def wait(self, caller: Caller, asked: Asked, report: Report | None) -> Outcome:
         """Wait for a call as long as a client without tasks waits."""
         if asked.tool not in LONG:
             return outcome(await asked.call)
-        answer = await self.answer(asked, self.wait_of(caller, report), report)
+        seconds = self.waits.plain if report is None else self.waits.with_progress
+        answer = await self.answer(asked, seconds, report)
         if answer is not None:
             return outcome(answer)
         self._unfinished[caller.chat_id] = asked.call.call_id

@@ -7,25 +7,23 @@ import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
 
 import uvicorn
 from mcp.server.context import ServerRequestContext
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp.shared.exceptions import MCPError
-from mcp_types import INVALID_REQUEST
-from workspaced import Refused, WorkspacedError
+from workspaced import WorkspacedError
 
 from handlers.errors import CannotServe
-from handlers.mcp.caller import Caller, caller_of_token
+from handlers.mcp.admission import Admission, Problem, unauthorized
+from handlers.mcp.caller import Caller
 from handlers.mcp.calls import ToolCalls
 from handlers.mcp.server import McpServer
 from handlers.mcp.tasks import Tasks
-from handlers.runtime import clock
 from handlers.runtime.listeners import Certificate, address_family
 from handlers.runtime.site import ForeignSite, Site
+from handlers.runtime.supervise import running
 
 PATH: Final = "/mcp"
 _NOBODY: Final = "00000000-0000-0000-0000-000000000000"
@@ -35,21 +33,11 @@ _CALLER: Final = "workspaced.caller"
 """The key of the scope of a request that holds its caller."""
 _MAX_REQUESTS: Final = 10_000
 """Connections and requests at the same time; further ones get 503."""
-_CHECKED_FOR: Final = 1.0
-"""Seconds after which a token is checked again before anything more is sent to its holder."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-
-class _Problem(Exception):
-    def __init__(
-        self, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        self.status, self.detail, self.headers = status, detail, dict(headers or {})
-        super().__init__(detail)
 
 
 class _Server(uvicorn.Server):
@@ -74,7 +62,7 @@ class McpHttp:
     """Serves MCP for the holders of tokens of role `chat`."""
 
     def __init__(self, calls: ToolCalls, tasks: Tasks, site: Site) -> None:
-        self._calls, self._site = calls, site
+        self._calls, self._site, self._admission = calls, site, Admission(calls.ws)
         server = McpServer(calls, tasks, _caller_of, honors_cancelled=False).protocol()
         self._app = server.streamable_http_app(
             streamable_http_path=PATH,
@@ -116,13 +104,14 @@ class McpHttp:
             )
             server = _Server(config, lambda: ready(url))
             serving = asyncio.create_task(server.serve([listener]))
-            try:
-                await asyncio.shield(serving)
-            except asyncio.CancelledError:
-                self._calls.leave()
-                server.should_exit = True
-                await serving
-                raise
+            async with running(self._admission.follow_revocations()):
+                try:
+                    await asyncio.shield(serving)
+                except asyncio.CancelledError:
+                    self._calls.leave()
+                    server.should_exit = True
+                    await serving
+                    raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or hand it on to the protocol."""
@@ -145,16 +134,14 @@ class McpHttp:
                 )
                 return
             if scope["path"] != PATH:
-                raise _Problem(HTTPStatus.NOT_FOUND, f"MCP is served at {PATH}")
+                raise Problem(HTTPStatus.NOT_FOUND, f"MCP is served at {PATH}")
             if scope["method"] != "POST":
-                raise _Problem(
-                    HTTPStatus.METHOD_NOT_ALLOWED, "use POST", {"Allow": "POST, OPTIONS"}
-                )
-            scope[_CALLER] = await self._admit(headers.get("authorization", ""))
-        except _Problem as problem:
+                raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, "use POST", {"Allow": "POST, OPTIONS"})
+            async with self._admission.admitted(headers.get("authorization", "")) as caller:
+                scope[_CALLER] = caller
+                await self._app(scope, receive, _sender(send, cors, caller))
+        except Problem as problem:
             await _respond_problem(send, problem, cors)
-            return
-        await self._app(scope, receive, _with_headers(send, cors))
 
     async def _answer_health(self, path: str, send: Send) -> None:
         status, body = HTTPStatus.OK, {"status": "alive"}
@@ -178,52 +165,7 @@ class McpHttp:
                 address=server[0] if server else None,
             )
         except ForeignSite as error:
-            raise _Problem(HTTPStatus.FORBIDDEN, str(error)) from None
-
-    async def _admit(self, authorization: str) -> Caller:
-        """Return the caller of a bearer token. Raises _Problem 401, 403, 503."""
-        scheme, _, token = authorization.partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
-            raise _unauthorized("give a token in the header: Authorization: Bearer <token>")
-        rights = await self._rights_of(token)
-        caller = caller_of_token(rights, self._checker(token, rights["expires_at"]))
-        if caller is None:
-            raise _Problem(
-                HTTPStatus.FORBIDDEN,
-                f"a token of role {rights['role']} names no chat and owner: use one of role chat",
-            )
-        return caller
-
-    async def _rights_of(self, token: str) -> Mapping[str, Any]:
-        try:
-            return dict(await self._calls.ws.rpc("check_token", token=token))
-        except Refused:
-            raise _unauthorized(
-                "the token is unknown, revoked or expired, or not of role chat"
-            ) from None
-        except WorkspacedError as error:
-            raise _Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"try again: {error}") from None
-
-    def _checker(self, token: str, expires_at: str) -> Callable[[], Awaitable[None]]:
-        """Return a function that raises MCPError if the token is no longer valid.
-
-        A chat service gets no word of revocations, so it asks again before it sends something to the holder.
-        """
-        checked, end = clock(), datetime.fromisoformat(expires_at)
-
-        async def check() -> None:
-            nonlocal checked
-            try:
-                if datetime.now(UTC) >= end:
-                    raise _unauthorized("the token has expired")
-                if clock() - checked >= _CHECKED_FOR:
-                    await self._rights_of(token)
-                    checked = clock()
-            except _Problem as problem:
-                raise MCPError(code=INVALID_REQUEST, message=problem.detail) from None
-
-        return check
+            raise Problem(HTTPStatus.FORBIDDEN, str(error)) from None
 
 
 def _caller_of(context: ServerRequestContext[Any, Any]) -> Caller:
@@ -247,11 +189,7 @@ def _cors(origin: str | None) -> dict[str, str]:
     return {"access-control-allow-origin": origin, "vary": "Origin"}
 
 
-def _unauthorized(detail: str) -> _Problem:
-    return _Problem(HTTPStatus.UNAUTHORIZED, detail, {"WWW-Authenticate": "Bearer"})
-
-
-async def _respond_problem(send: Send, problem: _Problem, headers: Mapping[str, str]) -> None:
+async def _respond_problem(send: Send, problem: Problem, headers: Mapping[str, str]) -> None:
     body = {
         "status": problem.status.value,
         "title": problem.status.phrase,
@@ -273,17 +211,24 @@ async def _respond(send: Send, status: HTTPStatus, body: bytes, headers: Mapping
     await send({"type": "http.response.body", "body": body})
 
 
-def _with_headers(send: Send, headers: Mapping[str, str]) -> Send:
-    """Return a `send` that adds headers to the response."""
+def _sender(send: Send, headers: Mapping[str, str], caller: Caller) -> Send:
+    """Return a `send` that adds headers to the response, or makes it 401 if the caller's token has ended before it."""
+    refused = False
 
     async def sending(message: Message) -> None:
+        nonlocal refused
         if message["type"] == "http.response.start":
+            if caller.ended.is_set():
+                refused = True
+                problem = unauthorized("the token was revoked or has expired")
+                await _respond_problem(send, problem, headers)
             kept = [(name, value) for name, value in message["headers"] if name != b"cache-control"]
             more = {"cache-control": "no-store", **headers}
             message["headers"] = [
                 *kept,
                 *((name.encode(), value.encode()) for name, value in more.items()),
             ]
-        await send(message)
+        if not refused:
+            await send(message)
 
     return sending

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 from mcp.server import Server
@@ -15,6 +16,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
+    INVALID_REQUEST,
     CallToolRequestParams,
     CancelledNotificationParams,
     EmptyResult,
@@ -40,6 +42,7 @@ from handlers.mcp.calls import (
 )
 from handlers.mcp.results import call_result
 from handlers.mcp.tasks import AT_ONCE, EXTENSION, Tasks
+from handlers.runtime.supervise import cancel_and_wait, first_to_end
 from statemachine.codec import is_traceparent
 
 _INSTRUCTIONS: Final = (
@@ -50,6 +53,7 @@ _INSTRUCTIONS: Final = (
 _TOOL_USE_ID: Final = "claudecode/toolUseId"
 
 Context = ServerRequestContext[Any, Any]
+Result = TypeVar("Result")
 
 
 class TaskParams(RequestParams):
@@ -107,18 +111,18 @@ class McpServer:
         if params.name not in catalog.ALL_NAMES:
             raise MCPError(code=INVALID_PARAMS, message=f"there is no tool {params.name!r}")
         caller = self._caller_of(context)
+        work = self._result(context, caller, params.name, params.arguments or {})
         try:
-            result = await self._result(context, caller, params.name, params.arguments or {})
+            result = await _while_admitted(caller, work)
         except WorkspacedError as error:
             result = error_outcome(error)
-        await caller.check()
         return call_result(result) if isinstance(result, Outcome) else result
 
     async def _result(
         self, context: Context, caller: Caller, tool: str, args: Mapping[str, Any]
     ) -> Outcome | dict[str, Any]:
         """Return the outcome of a call, or the task that stands for it. Raises WorkspacedError."""
-        report = _reporter(context, caller)
+        report = _reporter(context)
         if tool == catalog.WAIT:
             return await self._calls.wait_for_workspace(caller, report)
         if tool == catalog.STATUS:
@@ -170,29 +174,40 @@ class McpServer:
             await self._calls.ws.call(caller.chat_id, call_id).cancel()
 
     async def _get_task(self, context: Context, params: TaskParams) -> HandlerResult:
+        caller = self._caller_of(context)
         try:
-            found = await self._tasks.get(caller := self._caller_of(context), params.task_id)
+            return await _while_admitted(caller, self._tasks.get(caller, params.task_id))
         except WorkspacedError as error:
             raise MCPError(code=INTERNAL_ERROR, message=str(error)) from error
-        await caller.check()
-        return found
 
     async def _cancel_task(self, context: Context, params: TaskParams) -> HandlerResult:
+        caller = self._caller_of(context)
         try:
-            await self._tasks.cancel(self._caller_of(context), params.task_id)
+            await _while_admitted(caller, self._tasks.cancel(caller, params.task_id))
         except WorkspacedError as error:
             raise MCPError(code=INTERNAL_ERROR, message=str(error)) from error
         return EmptyResult()
 
 
-def _reporter(context: Context, caller: Caller) -> Report | None:
+async def _while_admitted(caller: Caller, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of `work`. Raises MCPError as soon as the caller's token has ended."""
+    working = asyncio.create_task(work)
+    ended = asyncio.create_task(caller.ended.wait())
+    try:
+        if await first_to_end(working, ended) is ended:
+            raise MCPError(code=INVALID_REQUEST, message="the token was revoked or has expired")
+        return working.result()
+    finally:
+        await cancel_and_wait(working, ended)
+
+
+def _reporter(context: Context) -> Report | None:
     """Return what sends progress to the client, None if it gave no token for it."""
     if "progressToken" not in _meta(context):
         return None
     numbers = itertools.count(1)
 
     async def report(text: str) -> None:
-        await caller.check()
         await context.session.report_progress(next(numbers), None, text)
 
     return report

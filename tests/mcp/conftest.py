@@ -41,6 +41,18 @@ echo last line
 [[agent]]
 name = "main"
 """
+SLOW = """
+name = "slow"
+pool = "local"
+
+[[parameter]]
+name = "seconds"
+type = "number"
+default = 0
+
+[build]
+start = "sleep $WORKSPACED_PARAM_SECONDS"
+"""
 WAIT = 1.0
 """Seconds for which requests without tasks wait, with and without progress."""
 Era = Literal["auto", "legacy"]
@@ -66,7 +78,8 @@ INITIALIZE = {
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     parent = tmp_path_factory.mktemp("mcp")
     with up(parent / "data", env=ENVIRONMENT) as server:
-        server.data("template", "push", folder(parent, TEMPLATE))
+        for name, template in (("python", TEMPLATE), ("slow", SLOW)):
+            server.data("template", "push", folder(parent, template, name))
         yield server
 
 
@@ -104,9 +117,9 @@ def gate(running: Up) -> Iterator[Gate]:
 class Replica:
     """A process of `workspaced mcp --http-port`."""
 
-    def __init__(self, running: Up) -> None:
+    def __init__(self, running: Up, env: dict[str, str] = ENVIRONMENT) -> None:
         words = ("mcp", "--http-port", str(free_port()), "--data-dir", running.directory)
-        self.process = Process(*words, env=ENVIRONMENT)
+        self.process = Process(*words, env=env)
         try:
             line = json.loads(self.process.line())
         except BaseException:

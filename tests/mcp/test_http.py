@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+
 import anyio
 import httpx2
 import pytest
+import workspaced
+from mcp import Client
+from mcp.shared.exceptions import MCPError
 
 from tests.mcp.conftest import INITIALIZE, ChatToken, Era, Gate, Replica, progress, result_of_wait
 from tests.rigs.processes import Up
 
 ACCEPT = {"Accept": "application/json, text/event-stream"}
+MODERN_META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
 
 
 @pytest.mark.parametrize("era", ["auto", "legacy"])
@@ -90,6 +101,75 @@ async def test_only_valid_tokens_of_chats_are_admitted(
         assert (await http.post(replica.url, json=INITIALIZE, headers=valid)).status_code == 200
         running.data("token", "revoke", chat.token_id)
         assert (await http.post(replica.url, json=INITIALIZE, headers=valid)).status_code == 401
+
+
+@pytest.fixture(scope="module")
+def silent(running: Up) -> Iterator[Replica]:
+    """A process whose waits are long enough that only the end of a token ends them."""
+    started = Replica(running, {"WORKSPACED_MCP_WAIT": "300"})
+    yield started
+    assert started.process.stop() == 0, started.process.output()
+
+
+async def test_a_silent_wait_ends_when_its_token_is_revoked_and_the_build_goes_on(
+    running: Up, silent: Replica, chat: ChatToken, gate: Gate, ws: workspaced.Workspaced
+) -> None:
+    async with chat.client(silent.url, "legacy") as client, asyncio.TaskGroup() as group:
+        waiting = group.create_task(_refused(client, gate))
+        await _is_building(ws, chat)
+        await asyncio.to_thread(running.data, "token", "revoke", chat.token_id)
+        refusal = await waiting
+
+    assert "revoked" in refusal
+    assert (await ws.rpc("get_chat", chat_id=chat.id))["state"] == "building"
+
+
+async def test_a_silent_wait_ends_when_its_token_expires(
+    running: Up, silent: Replica, gate: Gate
+) -> None:
+    chat = ChatToken(running, "--for", "5s")
+    async with chat.client(silent.url, "legacy") as client:
+        refusal = await _refused(client, gate)
+
+    assert "expired" in refusal or "Server returned" in refusal  # 401, if it expired before
+
+
+async def _refused(client: Client, gate: Gate) -> str:
+    """Return the error of a call that the build keeps waiting."""
+    with pytest.raises(MCPError) as refused:
+        await client.call_tool("create_workspace", gate.args)
+    return str(refused.value)
+
+
+async def _is_building(ws: workspaced.Workspaced, chat: ChatToken) -> None:
+    async for event in ws.chat(chat.id).watch():
+        if isinstance(event, workspaced.State) and event.state == "building":
+            return
+
+
+async def test_a_wait_is_answered_401_when_its_token_is_revoked(
+    running: Up, silent: Replica, chat: ChatToken, gate: Gate, ws: workspaced.Workspaced
+) -> None:
+    call = {"name": "create_workspace", "arguments": gate.args, "_meta": MODERN_META}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+    headers = {
+        **ACCEPT,
+        "Authorization": f"Bearer {chat.token}",
+        "MCP-Protocol-Version": "2026-07-28",
+        "Mcp-Method": "tools/call",
+        "Mcp-Name": "create_workspace",
+    }
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=60) as http,
+        asyncio.TaskGroup() as group,
+    ):
+        waiting = group.create_task(http.post(silent.url, json=body))
+        await _is_building(ws, chat)
+        await asyncio.to_thread(running.data, "token", "revoke", chat.token_id)
+        answer = await waiting
+
+    # After some seconds of silence the protocol's library has begun a stream, which ends with an error.
+    assert answer.status_code == 401 or "revoked" in answer.text, answer.text
 
 
 async def test_host_and_origin_must_be_those_of_the_server(

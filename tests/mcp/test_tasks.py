@@ -79,7 +79,7 @@ async def test_what_is_answered_within_a_second_is_no_task_and_a_failed_build_is
     async with chat.client(replica.url, "auto", tasks) as client:
         listed = await client.call_tool("list_templates", {})
         assert listed.structured_content is not None
-        assert listed.structured_content["count"] == 1
+        assert listed.structured_content["count"] == 2
         wrong = await client.call_tool("create_workspace", {"template": "no such template"})
         assert wrong.is_error
         assert not tasks.made

@@ -263,7 +263,9 @@ def may_subscribe(party: str, subject: str, ids: Ids) -> bool:
     if party in POWERFUL or subject.startswith(f"{ids.own_inbox(party)}."):
         return True
     if party == "chat-service":
-        return subject.startswith(("workspaced.result.", "workspaced.ui."))
+        return subject == "workspaced.token.revoked" or subject.startswith(
+            ("workspaced.result.", "workspaced.ui.")
+        )
     if party == "provisioner":
         return (
             subject

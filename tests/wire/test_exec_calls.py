@@ -312,6 +312,10 @@ async def test_a_chat_service_without_exec_gets_403_and_may_do_all_the_rest(worl
         await stand_in.publish(new_id(), "exec_output", offset=0, next=1, output="x")
         await agent.log(1, "a line\n")
         assert ".log." in (await heard.next_msg(5)).subject
+        revocations = await service.client.subscribe("workspaced.token.revoked")
+        token = await service.rpc("issue_token", role="frontend", chat_ids=[chat.id])
+        await service.rpc("revoke_token", id=token["id"])
+        assert json.loads((await revocations.next_msg(5)).data) == {"id": token["id"]}
     assert stand_in.requests == []
 
 
