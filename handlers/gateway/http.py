@@ -58,7 +58,7 @@ MAX_CHATS: Final = 100
 """Chats that one stream follows."""
 _NOBODY: Final = "00000000-0000-0000-0000-000000000000"
 _TOKEN_TEXT: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_QUERY_NUMBERS: Final = frozenset(("after", "page", "seconds", "before"))
+_QUERY_INTEGERS: Final = frozenset(("after", "page", "before"))
 _EVERYBODY: Final = frozenset(("operator", "chat-service", "chat", "frontend"))
 _CALLERS: Final = frozenset(("operator", "chat-service", "chat"))
 _OPERATORS: Final = frozenset(("operator",))
@@ -528,19 +528,26 @@ def _seconds(given: object, default: float) -> float:
     """Return how long to wait. Raises Problem 400."""
     if given is None or given == "":
         return default
+    return min(_number("wait_seconds", given), MAX_WAIT)
+
+
+def _number(name: str, given: object) -> float:
+    """Return a number of seconds. Raises Problem 400."""
     seconds = -1.0
     if isinstance(given, str | int | float) and not isinstance(given, bool):
-        with suppress(ValueError):
+        with suppress(ValueError, OverflowError):
             seconds = float(given)
     if not seconds >= 0:
-        raise Problem(HTTPStatus.BAD_REQUEST, f"wait_seconds: {given!r} is not a number from 0")
-    return min(seconds, MAX_WAIT)
+        raise Problem(HTTPStatus.BAD_REQUEST, f"{name}: {given!r} is not a number from 0")
+    return seconds
 
 
 def _numbers(query: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields of a query that are not empty, numbers as numbers. Raises Problem 400."""
     found: dict[str, Any] = {name: text for name, text in query.items() if text}
-    for name in _QUERY_NUMBERS & found.keys():
+    if "seconds" in found:
+        found["seconds"] = _number("seconds", found["seconds"])
+    for name in _QUERY_INTEGERS & found.keys():
         if not re.fullmatch(r"-?[0-9]{1,19}", found[name]):
             text = f"{name}: {found[name]!r} is not an integer of at most 19 digits"
             raise Problem(HTTPStatus.BAD_REQUEST, text)

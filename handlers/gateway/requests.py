@@ -136,6 +136,10 @@ class EventsBody(Frozen):
     """Only entries whose `seq` is above this one."""
 
 
+_CALL_CURSOR: Final = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[A-Za-z0-9_-]{1,128}$"
+"""A call's chat and its id."""
+
+
 class StatusBody(Frozen):
     """The body of `status`, which tells operators what runs, what waits, and what is wrong."""
 
@@ -145,9 +149,7 @@ class CallsBody(Frozen):
 
     chat_id: Id | None = None
     """Only calls of this chat."""
-    cursor: (
-        Annotated[str, StringConstraints(pattern=r"^[0-9a-f-]{36}\.[A-Za-z0-9_-]{1,128}$")] | None
-    ) = None
+    cursor: Annotated[str, StringConstraints(pattern=_CALL_CURSOR)] | None = None
     """The `next` of the page before."""
 
 
