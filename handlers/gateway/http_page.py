@@ -225,7 +225,7 @@ async def _small_body(request: BaseRequest) -> Mapping[str, object]:
             raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too large")
     try:
         body = json.loads(bytes(data) or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Problem(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
     if not isinstance(body, dict):
         raise Problem(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
