@@ -1,4 +1,4 @@
-"""Every NATS subject that workspaced uses, defined once.
+"""Every NATS subject that workspaced uses, defined once; those that the client uses too are defined there.
 
 No other module builds a subject from parts or splits one; an architecture test enforces that.
 A `*` matches one token of a subject, `>` all remaining tokens.
@@ -10,6 +10,12 @@ import re
 from typing import Final
 
 from msgspec import Struct
+from workspaced.subjects import cancel as cancel
+from workspaced.subjects import job as job
+from workspaced.subjects import log as log
+from workspaced.subjects import result as result
+from workspaced.subjects import rpc as rpc
+from workspaced.subjects import ui_state as ui_state
 
 from bus.errors import Refused
 
@@ -111,29 +117,9 @@ def inbound(kind: str, chat: str, sender: str) -> str:
     return f"workspaced.in.{kind}.{chat}.{sender}"
 
 
-def job(pool: str) -> str:
-    """Return the subject of jobs for the provisioners of `pool`."""
-    return f"workspaced.job.{pool}"
-
-
-def cancel(pool: str) -> str:
-    """Return the subject on which the provisioners of `pool` learn of canceled builds."""
-    return f"workspaced.cancel.{pool}"
-
-
 def state(chat: str) -> str:
     """Return the subject of the chat's stored state."""
     return f"workspaced.state.{chat}"
-
-
-def log(chat: str, build: str) -> str:
-    """Return the subject of the build's log lines."""
-    return f"workspaced.log.{chat}.{build}"
-
-
-def result(chat: str, call: str) -> str:
-    """Return the subject of the tool call's result."""
-    return f"workspaced.result.{chat}.{call}"
 
 
 def dead(kind: str) -> str:
@@ -177,19 +163,9 @@ def parse_presence(subject: str) -> tuple[str, str]:
     return chat, agent
 
 
-def rpc(name: str) -> str:
-    """Return the subject on which the gateway serves the rpc `name`."""
-    return f"workspaced.rpc.{name}"
-
-
 def ui(chat: str) -> str:
     """Return the wildcard subject of everything a frontend of the chat sees: states, logs and commands."""
     return f"workspaced.ui.{chat}.>"
-
-
-def ui_state(chat: str) -> str:
-    """Return the subject on which the server republishes the chat's states."""
-    return f"workspaced.ui.{chat}.state"
 
 
 def ui_log(chat: str, build: str) -> str:

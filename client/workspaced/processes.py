@@ -7,8 +7,8 @@ import base64
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
@@ -38,6 +38,8 @@ _MARGIN: Final = 20.0
 """Seconds beyond `wait_seconds` within which the gateway answers."""
 _PATIENCE: Final = 40.0
 """Seconds for which a call is repeated that nobody answers, such as while an agent is restarted."""
+_WHOLE: Final = 65536
+"""Bytes below which the output in an answer of `execute` is never cut, whatever its characters cost in JSON."""
 _AWAY: Final = 0.5
 """Seconds before the next request for output if the agent is away: then one is answered at once."""
 
@@ -83,7 +85,17 @@ class Process:
             yield piece.output
 
     async def pieces(self, after: int = 0) -> AsyncIterator[Piece]:
-        """Yield the output from byte `after` until the command has ended, each byte once.
+        """Yield the output from byte `after` until the command has ended, each byte once."""
+        whole = self._whole_output()
+        if whole is None:
+            async with aclosing(self._followed(after)) as followed:
+                async for piece in followed:
+                    yield piece
+        elif rest := whole.encode()[after:]:
+            yield Piece(after, after + len(rest), rest.decode(errors="replace"))
+
+    async def _followed(self, after: int) -> AsyncGenerator[Piece, None]:
+        """Yield the output from byte `after` as it comes.
 
         What the agent publishes arrives first. The rpc has what was published before, what was left out, and the end.
         An agent that was killed answers no request; what its successor publishes shows that one can ask again.
@@ -119,6 +131,16 @@ class Process:
                 if task is not None:
                     task.cancel()
             await self._connection.unsubscribe(published)
+
+    def _whole_output(self) -> str | None:
+        """Return the output if the command has ended and the newest answer holds all of it.
+
+        Then an agent that has `execute` only is not asked for `process_output`.
+        """
+        answer = self._newest
+        if answer["status"] != "exited" or answer.get("offset") != 0 or answer.get("dropped"):
+            return None
+        return str(answer["output"]) if answer["next"] < _WHOLE else None
 
     async def wait(self) -> Exit:
         """Wait for the end of the command. Raises CannotRun, Unavailable."""

@@ -49,8 +49,9 @@ class BusLink:
         except BusError as error:
             raise errors.Refused(str(error)) from error
 
-    async def send_log(self, subject: str, body: bytes, _identity: str) -> None:
-        """Publish lines of a log once."""
+    async def send_log(self, subject: str, body: bytes, identity: str) -> None:
+        """Publish lines of a log once, without the acknowledgement for which `identity` would be needed."""
+        del identity
         try:
             await self._bus.send(subject, body)
         except BusError as error:

@@ -21,6 +21,7 @@ from uuid import uuid4
 import pytest
 import workspaced
 from workspaced.connection import WITHIN
+from workspaced.processes import Process
 
 from bus import subjects
 from bus.jetstream import connect as connect_bus
@@ -160,6 +161,17 @@ async def test_the_program_for_frontends_shows_the_log_from_its_first_line(
             running.nats, key=tmp_path / "key.json", service="page"
         ) as other:
             await anext(new_chat(other).watch())
+
+
+async def test_a_command_that_ended_with_the_first_answer_needs_no_other_tool() -> None:
+    """An agent may have `execute` only, as the example in docs/agents.md."""
+    first = {"exec_id": new_id(), "status": "exited", "exit_code": 3, "output": "one é\n"}
+    unused: Any = None
+    process = Process(unused, new_id(), {**first, "offset": 0, "next": 7})
+
+    assert [piece async for piece in process] == ["one é\n"]
+    assert [piece async for piece in process.pieces(4)] == [(4, 7, "é\n")]
+    assert (await process.wait()).exit_code == 3
 
 
 async def test_values_that_do_not_fit_are_an_answer_with_validations(

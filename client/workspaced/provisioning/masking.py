@@ -1,4 +1,8 @@
-"""Hides the values of sensitive parameters in the texts that a provisioner publishes."""
+"""Hides the values of sensitive parameters in the texts that a provisioner publishes.
+
+It hides the spellings that the contract names. The server's mask (`statemachine.mask`) hides more, and faster, with a
+library that the client does not depend on.
+"""
 
 from __future__ import annotations
 
