@@ -272,6 +272,13 @@ def seconds(text: str) -> float:
     return found / 1000
 
 
+def positive(text: str) -> int:
+    """Read a number above 0."""
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
 def port(text: str) -> int:
     """Read the number of a port."""
     if not text.isdecimal() or not 0 < int(text) < 2**16:

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Final
 
 _FIRST_PROGRESS: Final = 5.0
@@ -207,6 +208,29 @@ def one_line(text: str) -> str:
     if not lines:
         return "-"
     return lines[0].strip() + (" …" if len(lines) > 1 else "")
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time for people, such as `4 m 12 s`."""
+    if seconds is None:
+        return "-"
+    if seconds < 10:  # noqa: PLR2004 — a digit that is worth reading
+        return f"{max(seconds, 0.0):.1f} s"
+    units = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
+    whole = round(seconds)
+    for (large, name), (small, less) in pairwise(units):
+        if whole >= large:
+            return f"{whole // large} {name} {whole % large // small} {less}"
+    return f"{whole} s"
+
+
+def size(number: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if number < 1024:  # noqa: PLR2004 — the next unit
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"
 
 
 def local_time(text: str | None) -> str:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
-from bus import Bus, BusError, Denied, NoResponder, subjects
+from bus import Bus, BusError, ConsumerState, Denied, NoResponder, Unavailable, subjects
 from bus.streams import (
     CONSUMERS,
     DEAD,
@@ -161,7 +161,10 @@ class Inspection:
 
     async def _pool(self, pool: str) -> PoolStatus:
         async def read(bus: Bus) -> PoolStatus:
-            state = await bus.consumer_state(pool_consumer(pool))
+            try:
+                state = await bus.consumer_state(pool_consumer(pool))
+            except Unavailable:  # no worker has created it yet
+                state = ConsumerState(0, 0, 0)
             first = None
             if state.undelivered:
                 first = await bus.get_next(JOB.name, subjects.job(pool), state.delivered)
@@ -313,15 +316,14 @@ class Inspection:
                 "start a provisioner: it takes over the builds of one that died",
             )
         elif pool["served"] is False:
-            wait = f"{_counted(waiting, 'build')} wait" if waiting != 1 else "1 build waits"
             self._add(
-                f"no provisioner serves it: {wait if waiting else 'the next build will wait'}",
+                f"no provisioner serves it: {_wait(waiting) if waiting else 'the next build will wait'}",
                 where,
                 f"start one with `workspaced provisioner --pool {pool['pool']}`",
             )
         if most is not None and waiting >= most:
             self._add(
-                f"its queue is full: {waiting} builds wait, and calls that need another are refused",
+                f"its queue is full: {_wait(waiting)}, and calls that need another are refused",
                 where,
                 "start more provisioners, or raise WORKSPACED_JOB_QUEUE",
             )
@@ -382,6 +384,10 @@ def _nats_server(reply: Any) -> ServerStatus:
 def _second(text: str) -> str:
     """Return a time of NATS or nats-py as workspaced writes times."""
     return timestamp(datetime.fromisoformat(text).astimezone(UTC))
+
+
+def _wait(builds: int) -> str:
+    return "1 build waits" if builds == 1 else f"{builds} builds wait"
 
 
 def _counted(number: int, one: str) -> str:

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from typing import Final
 from uuid import uuid4
 
+import msgspec
+
 from bus import Backoff, Bus, Message, Unavailable, subjects
 from handlers.inspection.dead_letters import DeadLetters
 from handlers.inspection.messages import WorkerStatus
@@ -67,7 +69,21 @@ class StatusAnswers:
         return json.dumps(await Inspection(self.store, self.bus).run()).encode()
 
     async def _dead(self, message: Message) -> bytes:
-        body, letters = json.loads(message.data or b"{}"), DeadLetters(self.bus)
-        if "sequence" in body:
-            return json.dumps(await letters.read(body["sequence"])).encode()
-        return json.dumps(await letters.page(body.get("before"))).encode()
+        asked, letters = _decode(message.data), DeadLetters(self.bus)
+        if asked.sequence is not None:
+            return json.dumps(await letters.read(asked.sequence)).encode()
+        return json.dumps(await letters.page(asked.before)).encode()
+
+
+class _Asked(msgspec.Struct):
+    """What a gateway asks about dead letters: one of them, or a page."""
+
+    sequence: int | None = None
+    before: int | None = None
+
+
+def _decode(data: bytes) -> _Asked:
+    try:
+        return msgspec.json.decode(data, type=_Asked)
+    except msgspec.MsgspecError:
+        return _Asked()  # whoever asks without knowing how gets the newest

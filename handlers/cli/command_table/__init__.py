@@ -38,6 +38,16 @@ from handlers.cli.command_table.chats import (
     ShowLog,
 )
 from handlers.cli.command_table.event_logs import ExportEvents, Replay
+from handlers.cli.command_table.operations import (
+    DropDead,
+    ListCalls,
+    ListDead,
+    ReplayDead,
+    ShowBuildTimes,
+    ShowDead,
+    ShowHistory,
+    ShowStatus,
+)
 from handlers.cli.command_table.processes import Copy, Execute, KillProcess, ListProcesses
 from handlers.cli.command_table.servers import (
     RunAgent,
@@ -63,7 +73,9 @@ from handlers.cli.command_table.tools import (
 _GROUPS: Final = {
     "template": "push or list templates, or activate a version",
     "chat": "list chats, or show one",
-    "build": "cancel a build",
+    "build": "cancel a build, or show how long builds take",
+    "calls": "list the calls that wait",
+    "dead": "list, show, replay or drop messages that could not be accepted",
     "workspace": "delete a chat's workspace, or list workspaces that belong to no chat",
     "settings": "show or change the settings that all workers use",
     "credentials": "issue, list and revoke keys for people and services",
@@ -77,9 +89,11 @@ COMMANDS: Final[tuple[type[Command], ...]] = (
     *(Execute, ListProcesses, KillProcess, Copy),
     *(PushTemplate, ListTemplates, ListVersions, ActivateVersion),
     *(ListChats, ShowChat, KeepWorkspace),
-    CancelBuild,
+    *(CancelBuild, ShowBuildTimes),
     *(DeleteWorkspace, ListOrphans),
-    *(ShowLog, ExportEvents, Replay),
+    *(ShowLog, ShowHistory, ExportEvents, Replay),
+    *(ShowStatus, ListCalls),
+    *(ListDead, ShowDead, ReplayDead, DropDead),
     *(ChangeSetting, UnsetSetting, ListSettings),
     *(Migrate, PrintNatsAuthorization),
     *(IssueCredential, ListCredentials, RevokeCredential),
