@@ -24,7 +24,11 @@ from handlers.shared_settings import milliseconds
 from statemachine.naming import is_canonical
 
 _CALL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_FILE_COMPLETION: Final = {"bash": "_shtab_compgen_files", "zsh": "_files"}
+_FILE_COMPLETION: Final = {
+    "bash": "_shtab_compgen_files",
+    "zsh": "_files",
+    "fish": "(__fish_complete_path (commandline -ct))",
+}
 """The value of `shtab.FILE`. Only `workspaced completion` imports `shtab`."""
 
 

@@ -10,8 +10,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Any, Final
@@ -93,29 +92,6 @@ class Progress:
         if now - self._last >= _FIRST_PROGRESS:
             self._last = now
             note(f"{self._text.format(done)} …")
-
-
-@contextmanager
-def waiting(text: str, *, shown: bool) -> Iterator[Callable[[str], None]]:
-    """Show a status line below the notes while the block runs, if stderr is a terminal.
-
-    Yields a function that replaces the text. Nothing is shown unless `shown`.
-    """
-    if not shown or not sys.stderr.isatty():
-        yield no_note
-        return
-    from rich.console import Console  # noqa: PLC0415 — only for terminals
-    from rich.live import Live  # noqa: PLC0415
-    from rich.spinner import Spinner  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    def line(text: str) -> Text:
-        return Text(plain(text), style="dim")
-
-    spinner = Spinner("dots", line(text))
-    # Stdout is data, which may go elsewhere: it must not be drawn on this console.
-    with Live(spinner, console=Console(stderr=True), transient=True, redirect_stdout=False):
-        yield lambda text: spinner.update(text=line(text))
 
 
 def write_json(found: Mapping[str, Any]) -> None:

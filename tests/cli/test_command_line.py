@@ -52,6 +52,7 @@ FLAGS: dict[str, list[str]] = {
     "chat show": [*SERVERS, "CHAT", "--json"],
     "chat keep": [*SERVERS, "CHAT", "--for", "--json"],
     "build cancel": [*SERVERS, "CHAT", "--build"],
+    "build times": [*SERVERS, "--since", "--json"],
     "workspace delete": [
         *SERVERS,
         "CHAT",
@@ -63,9 +64,18 @@ FLAGS: dict[str, list[str]] = {
         "--json",
     ],
     "workspace orphans": [*SERVERS, "--json"],
-    "log": [*SERVERS, "CHAT", "BUILD", "--follow", "--json"],
+    "watch": [*SERVERS, "CHAT", "--json"],
+    "log": [*SERVERS, "CHAT", "BUILD", "-f", "--follow", "--json"],
+    "history": [*SERVERS, "CHAT", "--json"],
     "events": [*SERVERS, "CHAT", "--all"],
     "replay": [*SERVERS, "FILE", "--chat", "--all", "--rebuild", "--dry-run"],
+    "report": [*SERVERS, "FILE", "--all", "--out"],
+    "status": [*SERVERS, "--json"],
+    "calls list": [*SERVERS, "--chat", "--json"],
+    "dead list": [*SERVERS, "--json"],
+    "dead show": [*SERVERS, "NUMBER", "--json"],
+    "dead replay": [*SERVERS, "NUMBER"],
+    "dead drop": [*SERVERS, "NUMBER", "--all", "--yes"],
     "settings set": [*SERVERS, "KEY", "VALUE"],
     "settings unset": [*SERVERS, "KEY"],
     "settings list": [*SERVERS, "--json"],
@@ -199,7 +209,8 @@ def test_the_version_is_printed() -> None:
         (["work"], ["workspace", "worker"]),
         (["chat", ""], ["list", "show"]),
         (["chat", "list", "--st"], ["--state"]),
-        (["completion", ""], ["bash", "zsh"]),
+        (["completion", ""], ["bash", "zsh", "fish"]),
+        (["dead", ""], ["list", "show", "replay", "drop"]),
     ],
     ids=" ".join,
 )
@@ -222,6 +233,14 @@ def test_there_is_a_completion_script_for_zsh() -> None:
 
     assert done.returncode == 0
     assert done.stdout.startswith("#compdef workspaced")
+
+
+def test_there_is_a_completion_script_for_fish() -> None:
+    done = run("completion", "fish")
+
+    assert done.returncode == 0
+    assert "complete -c workspaced" in done.stdout
+    assert "replay" in done.stdout
 
 
 @pytest.mark.parametrize("error", [BusError, StoreUnavailableError, TemplateError, WorkspacedError])

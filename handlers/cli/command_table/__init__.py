@@ -36,8 +36,9 @@ from handlers.cli.command_table.chats import (
     ListOrphans,
     ShowChat,
     ShowLog,
+    WatchChat,
 )
-from handlers.cli.command_table.event_logs import ExportEvents, Replay
+from handlers.cli.command_table.event_logs import ExportEvents, Replay, Report
 from handlers.cli.command_table.operations import (
     DropDead,
     ListCalls,
@@ -91,7 +92,7 @@ COMMANDS: Final[tuple[type[Command], ...]] = (
     *(ListChats, ShowChat, KeepWorkspace),
     *(CancelBuild, ShowBuildTimes),
     *(DeleteWorkspace, ListOrphans),
-    *(ShowLog, ShowHistory, ExportEvents, Replay),
+    *(WatchChat, ShowLog, ShowHistory, ExportEvents, Replay, Report),
     *(ShowStatus, ListCalls),
     *(ListDead, ShowDead, ReplayDead, DropDead),
     *(ChangeSetting, UnsetSetting, ListSettings),

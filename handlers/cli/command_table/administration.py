@@ -78,10 +78,11 @@ class PrintCompletion(Command):
     """Print a script that completes commands and flags in your shell.
 
     Add `eval "$(workspaced completion bash)"` to ~/.bashrc. For zsh, write the output of
-    `workspaced completion zsh` to a file _workspaced in a folder of your $fpath.
+    `workspaced completion zsh` to a file _workspaced in a folder of your $fpath; for fish, that of
+    `workspaced completion fish` to ~/.config/fish/completions/workspaced.fish.
     """
 
     name = "completion"
     function = "handlers.cli.commands.local:print_completion"
     reads_settings = False
-    shell: str = positional("SHELL", choices=("bash", "zsh"), help="bash or zsh")
+    shell: str = positional("SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")

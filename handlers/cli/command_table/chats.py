@@ -133,6 +133,18 @@ class ListOrphans(ConnectingCommand):
     )
 
 
+class WatchChat(ConnectingCommand):
+    """Follow a chat until Ctrl-C: its states and the log of its builds as they come.
+
+    On a terminal the last line shows the phase, how long it lasts, how long it may last, and the last line of the log.
+    """
+
+    name = "watch"
+    function = "handlers.cli.commands.watch:watch"
+    chat: str = chat_argument()
+    json: bool = json_switch()
+
+
 class ShowLog(ConnectingCommand):
     """Print the log of a build of a chat.
 
@@ -147,5 +159,5 @@ class ShowLog(ConnectingCommand):
     build: str | None = positional(
         "BUILD", nargs="?", type=types.uuid, help="the build's id (default: the newest build)"
     )
-    follow: bool = switch("--follow", help="print new lines until the chat is settled")
+    follow: bool = switch("-f", "--follow", help="print new lines until the chat is settled")
     json: bool = switch("--json", help="print each message of the log as a line of JSON")

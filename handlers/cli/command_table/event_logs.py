@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from handlers.cli import arguments as types
 from handlers.cli.arguments import flag, positional, switch
 from handlers.cli.command_table.connecting import ConnectingCommand
@@ -52,4 +54,29 @@ class Replay(ConnectingCommand):
     )
     dry_run: bool = switch(
         "--dry-run", help="with --rebuild: print what would be rewritten, and write nothing"
+    )
+
+
+class Report(ConnectingCommand):
+    """Write an HTML file about event logs: how long phases took, what failed, and the slowest builds.
+
+    The file holds everything that it shows: it opens from disk, and loads nothing.
+    """
+
+    name = "report"
+    function = "handlers.cli.commands.report:report"
+    one_of = ("file", "all")
+    file: str | None = positional(
+        "FILE",
+        nargs="?",
+        type=types.file_name,
+        help="a file with the output of `workspaced events`; - reads stdin",
+    )
+    all: bool = switch("--all", help="the event logs of all chats of the database")
+    out: Path = flag(
+        "--out",
+        type=types.path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the file to write (default: report.html)",
     )

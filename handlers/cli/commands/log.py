@@ -16,6 +16,7 @@ from handlers.cli.client import connected, get_known_chat, read_events, rpc_page
 from handlers.cli.command_table.chats import ShowLog
 from handlers.cli.commands.texts import SETTLED, ChangeDescriber
 from handlers.cli.output import for_people, no_note, note, plain, write_json
+from handlers.cli.status_line import status_line
 from handlers.publishing.build_log import is_complete_line
 from handlers.settings import Settings
 
@@ -34,8 +35,12 @@ async def show_log(command: ShowLog, settings: Settings) -> int:
             return 1
         try:
             if command.follow:
-                report = no_note if command.json else note
-                await LogFollower(ws, command.chat, command.build, printer, report).follow()
+                report, text = no_note if command.json else note, f"following chat {command.chat}"
+                with status_line(text, shown=printer.people, stdout=True) as line:
+                    await LogFollower(
+                        ws, command.chat, command.build, printer, report, line.heard
+                    ).follow()
+                    printer.close()
             else:
                 await _print_stored(ws, command.chat, build_id, printer)
         finally:
@@ -97,6 +102,8 @@ class LogFollower:
     """The one build to print, or None for all from the newest."""
     printer: LogPrinter
     report: Callable[[str], None]
+    show: Callable[[State | Log], None] = lambda _: None
+    """Called with each event of the chat."""
     _describer: ChangeDescriber = field(default_factory=ChangeDescriber)
 
     async def follow(self) -> None:
@@ -112,6 +119,7 @@ class LogFollower:
                         self._print(event)
 
     def _print(self, event: State | Log) -> None:
+        self.show(event)
         if isinstance(event, State):
             for line in self._describer.lines(event):
                 self.report(line)

@@ -108,8 +108,8 @@ def _replay_file(file: str) -> int:
     folds: dict[str, Fold] = {}
     report = _FileReport()
     try:
-        with _lines(file) as lines:
-            for number, entry in _entries(lines):
+        with log_lines(file) as lines:
+            for number, entry in log_entries(lines):
                 try:
                     chat_id = chat_of(entry)
                     fold = folds.pop(chat_id, None) or Fold(chat_id)
@@ -166,7 +166,8 @@ def _report_differences(chat_id: str, differences: Sequence[Difference]) -> None
 
 
 @contextmanager
-def _lines(file: str) -> Iterator[Iterable[str]]:
+def log_lines(file: str) -> Iterator[Iterable[str]]:
+    """Open a file of event logs, or stdin for `-`. Raises ValueError, OSError."""
     if file == "-":
         if sys.stdin is None:
             raise ValueError("stdin is closed")
@@ -176,7 +177,7 @@ def _lines(file: str) -> Iterator[Iterable[str]]:
         yield lines
 
 
-def _entries(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def log_entries(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield numbered entries of a log. Raises ValueError that names the line."""
     for number, line in enumerate(lines, 1):
         if not line.strip():

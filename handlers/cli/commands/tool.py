@@ -25,8 +25,9 @@ from handlers.cli.command_table.tools import (
     ToolCommand,
 )
 from handlers.cli.commands.texts import ChangeDescriber, describe_result
-from handlers.cli.output import as_json, no_note, note, waiting
+from handlers.cli.output import as_json, no_note, note
 from handlers.cli.pool_queue import notice_delays
+from handlers.cli.status_line import status_line
 from handlers.errors import InvalidSettings
 from handlers.setting_flags import DEFAULT_OWNER
 from handlers.settings import Settings, organization_of
@@ -107,9 +108,9 @@ class _ToolCall:
             report(f"chat {self._chat_id}, call {self._call_id}")
             chat = ws.chat(self._chat_id, owner=await self._owner(ws))
             try:
-                with waiting(f"waiting for {tool}", shown=not command.json):
+                with status_line(f"waiting for {tool}", shown=not command.json) as shown:
                     answer = await request_and_wait(
-                        ws, chat, tool, args, self._call_id, endpoints, report
+                        ws, chat, tool, args, self._call_id, endpoints, report, shown.heard
                     )
             except asyncio.CancelledError:  # Ctrl-C
                 note(f"the call goes on; to get its answer: {self._same_call(given=bool(args))}")
@@ -153,8 +154,12 @@ async def request_and_wait(
     call_id: str,
     endpoints: Endpoints,
     report: Callable[[str], object],
+    show: Callable[[workspaced.State | workspaced.Log], object] = lambda _: None,
 ) -> workspaced.Answer:
-    """Call a tool, report states and log lines, and return the answer, also one to another request."""
+    """Call a tool, report states and log lines, and return the answer, also one to another request.
+
+    `show` is called with each event of the chat.
+    """
     describer = ChangeDescriber()
     connect_operator = partial(endpoints.bus, "operator")
     async with notice_delays(ws, chat.id, connect_operator, report) as heard:
@@ -163,6 +168,7 @@ async def request_and_wait(
             if tool in _WITH_BUILDS:
                 async for event in call:
                     heard(event)
+                    show(event)
                     for line in describer.lines(event):
                         report(line)
             return await call

@@ -23,12 +23,12 @@ from handlers.cli.output import (
     local_time,
     no_note,
     note,
-    waiting,
     write_json,
     write_lines,
     write_table,
 )
 from handlers.cli.pool_queue import notice_delays
+from handlers.cli.status_line import status_line
 from handlers.errors import InvalidSettings
 from handlers.settings import Settings
 
@@ -113,7 +113,9 @@ async def _delete_orphans(
     """Request the deletion of workspaces without a chat, and print them; return 0 if all could be requested."""
     possible = [entry for entry in orphans if entry["pool"] is not None]
     if not command.dry_run:
-        with waiting(f"requesting {counted(len(possible), 'deletion')}", shown=not command.json):
+        with status_line(
+            f"requesting {counted(len(possible), 'deletion')}", shown=not command.json
+        ):
             for entry in possible:
                 chat = ws.chat(entry["chat_id"])
                 await chat.delete_workspace(command.reason, workspace_id=entry["id"])
@@ -155,9 +157,16 @@ async def _delete_of_chat(endpoints: Endpoints, chat_id: str, command: DeleteWor
             report = no_note if command.json else note
             limit = asyncio.timeout(START_TIMEOUT)
             try:
-                with waiting(f"deleting {workspace_name(before.data)}", shown=not command.json):
+                with status_line(
+                    f"deleting {workspace_name(before.data)}", shown=not command.json
+                ) as line:
                     delays = notice_delays(ws, chat_id, partial(endpoints.bus, "operator"), report)
-                    async with delays as heard, limit:
+                    async with delays as delayed, limit:
+
+                        def heard(event: State | Log) -> None:
+                            delayed(event)
+                            line.heard(event)
+
                         after = await _Deletion(before, report, heard, limit).wait(events)
             except TimeoutError:
                 if not limit.expired():
