@@ -77,6 +77,8 @@ UI_LOG_COPY: Final = "workspaced.ui.{{wildcard(1)}}.log.{{wildcard(2)}}"
 """Where the server republishes a stored log line; the wildcards are those of `LOGS`."""
 UI_EXEC_COPY: Final = "workspaced.ui.{{wildcard(1)}}.exec.{{wildcard(2)}}.{{wildcard(3)}}"
 """Where the server republishes what a process does; the wildcards are those of `EXECS`."""
+ALL_UI_STATES: Final = "workspaced.ui.*.state"
+"""The states of all chats, as frontends see them."""
 ALL_UI_EXECS: Final = "workspaced.ui.*.exec.>"
 """Start, output and end of all chats' processes, as frontends see them."""
 

@@ -19,7 +19,7 @@ _FIRST_PROGRESS: Final = 5.0
 """Seconds before the first report of progress, and between reports."""
 _UNWRAPPED: Final = 100_000
 """A width that no line reaches."""
-_STYLES: Final = {
+STATE_STYLES: Final = {
     "ready": "green",
     "failed": "red",
     "building": "yellow",
@@ -137,7 +137,7 @@ def write_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         cells.append([])
         for title, value in zip(titles, row, strict=True):
             text = one_line(value)
-            style = _STYLES.get(text.partition(":")[0], "") if title == "STATE" else ""
+            style = STATE_STYLES.get(text.partition(":")[0], "") if title == "STATE" else ""
             cells[-1].append(Text.assemble((text, style)))  # the padding has no style
     _write_grid(cells)
 

@@ -71,6 +71,7 @@ FLAGS: dict[str, list[str]] = {
     "replay": [*SERVERS, "FILE", "--chat", "--all", "--rebuild", "--dry-run"],
     "report": [*SERVERS, "FILE", "--all", "--out"],
     "status": [*SERVERS, "--json"],
+    "top": SERVERS,
     "calls list": [*SERVERS, "--chat", "--json"],
     "dead list": [*SERVERS, "--json"],
     "dead show": [*SERVERS, "NUMBER", "--json"],

@@ -25,7 +25,14 @@ class Terminal:
     def wait_for(self, words: str) -> None:
         """Read what the command shows until it has shown `words`."""
         while words.encode() not in self.shown:
-            self.shown += os.read(self.ours, 65_536)
+            try:
+                self.shown += os.read(self.ours, 65_536)
+            except OSError:  # it has ended
+                raise AssertionError(f"no {words!r} in {self.shown!r}") from None
+
+    def write(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self.ours, keys.encode())
 
     def end(self) -> int:
         """Read until the command ends; return its exit status."""

@@ -48,6 +48,7 @@ from handlers.cli.command_table.operations import (
     ShowDead,
     ShowHistory,
     ShowStatus,
+    ShowTop,
 )
 from handlers.cli.command_table.processes import Copy, Execute, KillProcess, ListProcesses
 from handlers.cli.command_table.servers import (
@@ -93,7 +94,7 @@ COMMANDS: Final[tuple[type[Command], ...]] = (
     *(CancelBuild, ShowBuildTimes),
     *(DeleteWorkspace, ListOrphans),
     *(WatchChat, ShowLog, ShowHistory, ExportEvents, Replay, Report),
-    *(ShowStatus, ListCalls),
+    *(ShowStatus, ShowTop, ListCalls),
     *(ListDead, ShowDead, ReplayDead, DropDead),
     *(ChangeSetting, UnsetSetting, ListSettings),
     *(Migrate, PrintNatsAuthorization),

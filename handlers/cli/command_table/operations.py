@@ -20,6 +20,17 @@ class ShowStatus(ConnectingCommand):
     json: bool = json_switch()
 
 
+class ShowTop(ConnectingCommand):
+    """Show all chats on the whole terminal, as they change: sort, filter, and open one.
+
+    It needs the extra workspaced[terminal]. Keys: s sorts by another column, / filters, Enter opens a chat with its log,
+    Escape goes back, q ends it.
+    """
+
+    name = "top"
+    function = "handlers.cli.commands.top:top"
+
+
 class ListCalls(ConnectingCommand):
     """List the calls that wait for their answers, and what each waits for; the oldest first."""
 
