@@ -81,7 +81,7 @@ def test_create_and_watch_show_one_line_with_phase_and_last_log_line(
 
     assert b"left  hello from the build" in creating.shown
     assert b'"created": true' in creating.shown
-    assert b"  | hello from the agent" in creating.shown
+    assert b"  | hello from the build" in creating.shown
     running.data("stop", chat)
 
 

@@ -24,7 +24,10 @@ def chat(name: str, state: str = "ready", version: int = 1, **more: Any) -> dict
     workspace = {"id": new_id(), "name": f"w-{name}", "owner_name": "me", "template_id": None}
     empty = {"build": None, "agent": None, "failure": None}
     return {
-        "chat_id": chat_id, "version": version, "state": state, "workspace": workspace,
+        "chat_id": chat_id,
+        "version": version,
+        "state": state,
+        "workspace": workspace,
         **empty,
         **more,
     }
