@@ -104,3 +104,4 @@ def test_status_and_history_are_for_reading(running: Up, tmp_path: Path) -> None
     assert "provisioner local began start build 1" in told
     assert "→ ready, after" in told
     assert "now: ready for" in told
+    assert "a repeat" not in told

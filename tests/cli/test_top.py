@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, RichLog, Static
 from workspaced import Log, State
 
-from handlers.cli.top_app import ChatScreen, TopApp
+from handlers.cli.commands.top_app import ChatScreen, TopApp
 from tests.cli.template_folders import QUICK, folder
 from tests.cli.test_terminal import on_terminal
 from tests.rigs.messages import new_id

@@ -47,6 +47,8 @@ class Step:
     """Whether the chat entered that state now."""
     previous_seconds: float | None
     """How long the chat was in the state before, if it left one that is a phase of a build."""
+    outcome: str
+    """What the event did, as in the event log."""
 
 
 async def show_history(command: ShowHistory, settings: Settings) -> None:
@@ -87,6 +89,7 @@ def steps(entries: Iterable[Data]) -> list[Step]:
                 after,
                 entered,
                 lasted,
+                entry["outcome"],
             )
         )
     return found
@@ -95,6 +98,8 @@ def steps(entries: Iterable[Data]) -> list[Step]:
 def _story(found: Sequence[Step], chat: Data) -> Iterator[str]:
     last_day = ""
     for step in found:
+        if step.outcome == "repeat":
+            continue  # senders repeat what they have said whenever they start again
         at = datetime.fromisoformat(step.at).astimezone()
         if (day := at.strftime("%A, %d %B %Y")) != last_day:
             yield from ([""] if last_day else [])

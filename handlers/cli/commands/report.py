@@ -308,7 +308,8 @@ def _plot(
         at = y(share * top)
         yield f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{at:.1f}" y2="{at:.1f}" stroke="var(--line)"/>'
         yield f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{duration(share * top)}</text>'
-    for at, anchor in ((first, "start"), (last, "end")):
+    ends = ((first, "start"), (last, "end")) if last > first else ((first, "middle"),)
+    for at, anchor in ends:
         yield f'<text x="{x(at):.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{_time(at)}</text>'
     for (name, line), colour in zip(lines.items(), _COLOURS, strict=False):
         points = " ".join(f"{x(at):.1f},{y(seconds):.1f}" for at, seconds, _ in line)

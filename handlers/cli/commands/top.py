@@ -22,7 +22,7 @@ async def top(_: ShowTop, settings: Settings) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise InvalidSettings("`top` needs a terminal; `workspaced chat list` prints the chats")
     try:
-        from handlers.cli.top_app import TopApp  # noqa: PLC0415 — slow to import, and an extra
+        from handlers.cli.commands.top_app import TopApp  # noqa: PLC0415 — slow to import, and an extra
     except ModuleNotFoundError as error:
         raise NotFoundError(
             "`workspaced top` needs the extra `terminal`, which is not installed: pip install 'workspaced[terminal]'"
