@@ -159,6 +159,11 @@ class Page:
                 HTTPStatus.FORBIDDEN,
                 "this is neither a code that can still be used nor a valid token",
             )
+        if token.role == "chat-service":
+            raise Problem(
+                HTTPStatus.FORBIDDEN,
+                "a token of a chat service sees no page: use one of role operator, chat or frontend",
+            )
         response = _session(token)
         _set_cookie(request, response, text, token, issued_here=False)
         return response

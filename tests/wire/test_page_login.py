@@ -173,6 +173,15 @@ async def test_a_token_signs_in_with_its_own_rights_until_it_is_revoked(
     assert await browser.status("GET", "/page/session") == 401
 
 
+async def test_a_token_of_a_chat_service_signs_nobody_in(world: World, browser: Browser) -> None:
+    issued = await world.operator.rpc("issue_token", role="chat-service")
+
+    answer = await browser.ask("POST", "/page/login", {"code": issued["token"]})
+
+    assert answer.status == 403
+    assert "Set-Cookie" not in answer.headers
+
+
 async def test_signing_out_ends_the_session(world: World, browser: Browser) -> None:
     await browser.open((await link(world))["page"])
     kept = dict(browser.cookie)

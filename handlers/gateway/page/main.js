@@ -39,9 +39,6 @@ class App {
       fill(this.main, h("div.signin", h("h1", "workspaced"), h("p", problem.message), h("button", { onclick: () => location.reload() }, "Try again")));
       return;
     }
-    if (this.session.role === "chat-service") {
-      return this.signIn("A token of a chat service sees no page: use one of role operator, chat or frontend.");
-    }
     this.header();
     window.addEventListener("hashchange", () => this.route());
     if (this.session.chat_ids.length === 1 && !location.hash.startsWith("#/chat/")) location.replace(`#/chat/${this.session.chat_ids[0]}`);
