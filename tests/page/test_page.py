@@ -91,6 +91,7 @@ async def test_the_board_follows_chats_and_finds_them(world: World, tab: Tab) ->
     await tab.is_accessible()
 
     await tab.page.focus(".row >> nth=0 >> a")
+    await tab.page.keyboard.press("Home")
     await tab.page.keyboard.press("ArrowDown")
     assert await tab.page.evaluate("document.activeElement.closest('.row').place") == 1
     await tab.page.keyboard.press("Enter")

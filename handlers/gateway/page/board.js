@@ -275,6 +275,7 @@ export class Board {
     const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity }[event.key];
     if (!row || step === undefined) return;
     event.preventDefault();
+    this.render(); // the window may just have changed its size
     const place = Math.min(this.rows.length - 1, Math.max(0, row.place + step));
     this.scroller.scrollTop = Math.max(0, place * this.height - this.scroller.clientHeight / 2);
     this.render();
