@@ -35,7 +35,8 @@ async def issue_key(request: web.Request) -> web.Response:
     """Issue a key for one chat."""
     options, chat_id = request.app[OPTIONS], request.match_info["chat_id"]
     if not may_follow(request, chat_id):
-        return web.Response(status=403, text="You may not see this chat.")
+        here = f"http://127.0.0.1:{options.port}/?chat={chat_id}"
+        return web.Response(status=403, text=f"Only the page at {here} may ask for a key.")
     ttl = timedelta(seconds=options.ttl)
     try:
         key = await request.app[FOLLOWS].chat(chat_id).frontend_key(ttl, exec=options.exec)

@@ -251,7 +251,12 @@ export class Follower {
           timeout: REQUEST_TIMEOUT,
         });
         const refusal = reply.headers?.get("Nats-Service-Error-Code");
-        if (refusal) throw new Error(`read_log: ${refusal} ${reply.headers?.get("Nats-Service-Error")}`);
+        if (refusal) {
+          this.#say("log_waits", `${refusal}: ${reply.headers?.get("Nats-Service-Error")}`);
+          if (refusal.startsWith("4") && refusal !== "429") break; // asking again does not help
+          await pause.wait();
+          continue;
+        }
         const page = reply.json<LinesPage>();
         for (const line of page.lines) this.#chat.line(buildId, line);
         if (this.#status === "log_waits") this.#say("live");
@@ -310,13 +315,15 @@ class Chat {
     const { type, data } = parsed(message);
     if (kind === "state") return this.state(data as StateChanged);
     if (kind === "exec") this.#command(execId, type, data);
-    if (kind !== "log" || !this.#logs.has(id)) return []; // of a new build: its state follows, then its log is read
+    if (kind !== "log") return [];
+    const isNew = !this.#logs.has(id);
     this.line(id, data);
     // Nodes of a cluster may lose messages between them: then the stored log has what is missing.
     const sequence = message.headers?.get("Nats-Sequence") ?? "";
     const known = this.#lastOf.get(message.subject) ?? sequence;
     this.#lastOf.set(message.subject, sequence);
-    return known === sequence || known === message.headers?.get("Nats-Last-Sequence") ? [] : [id];
+    const follows = known === sequence || known === message.headers?.get("Nats-Last-Sequence");
+    return isNew || !follows ? [id] : [];
   }
 
   /** Takes a state, undefined for a chat that has none; returns the build whose log has to be read. */
@@ -328,7 +335,7 @@ class Chat {
     this.view.state(state ?? { chat_id: this.id, ...NONE, ...nothing, stops_at: null });
     const build = state?.build?.id;
     if (build === undefined || this.#logs.has(build)) return [];
-    this.#logs.set(build, new BuildLog());
+    this.log(build);
     return [build];
   }
 

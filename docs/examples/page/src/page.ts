@@ -38,7 +38,7 @@ function plain(output: string): string {
 }
 
 class Page implements View {
-  readonly #logs = new Map<string, HTMLElement>();
+  readonly #logs = new Map<string, { title: HTMLElement; lines: HTMLElement }>();
   readonly #commands = new Map<string, HTMLElement>();
   readonly #titles = new Map<string, string>();
 
@@ -55,20 +55,25 @@ class Page implements View {
     element("agent").textContent = state.agent === null ? "none" : `${state.agent.name}: ${state.agent.status}`;
     element("failure").textContent = state.failure === null ? "" : state.failure.message;
     element("stops").textContent = state.stops_at === null ? "" : new Date(state.stops_at).toLocaleString();
-    if (state.build !== null) this.#titles.set(state.build.id, `Build ${state.build.number}: ${state.build.transition}`);
+    if (state.build !== null) {
+      const title = `Build ${state.build.number}: ${state.build.transition}`;
+      this.#titles.set(state.build.id, title);
+      const log = this.#logs.get(state.build.id);
+      if (log !== undefined) log.title.textContent = title; // its first line came before its state
+    }
   }
 
   line(buildId: string, line: Parameters<View["line"]>[1], index: number): void {
     let log = this.#logs.get(buildId);
     if (log === undefined) {
-      added(element("logs"), "h3", this.#titles.get(buildId) ?? "Build");
-      log = added(element("logs"), "pre");
+      const title = added(element("logs"), "h3", this.#titles.get(buildId) ?? "Build");
+      log = { title, lines: added(element("logs"), "pre") };
       this.#logs.set(buildId, log);
     }
     const shown = document.createElement("span");
     shown.textContent = plain(line.output);
     shown.className = line.level === "error" || line.level === "warn" ? line.level : "";
-    log.insertBefore(shown, log.children[index] ?? null);
+    log.lines.insertBefore(shown, log.lines.children[index] ?? null);
   }
 
   command(execId: string, event: Parameters<View["command"]>[1]): void {
@@ -113,5 +118,7 @@ class OwnServer implements Backend {
 }
 
 const chatId = new URLSearchParams(location.search).get("chat") ?? "";
+const page = new Page();
 element("chat").textContent = chatId;
-void new Follower(chatId, new OwnServer(chatId), new Page()).run();
+if (chatId === "") page.status("denied", "Name a chat in the address: ?chat=<chat_id>");
+else void new Follower(chatId, new OwnServer(chatId), page).run();
