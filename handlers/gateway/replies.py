@@ -33,7 +33,7 @@ class CanceledCall(IgnoredKeys):
     """True: the call was open, or will be ended when its request arrives. False: it was answered."""
 
 
-class CanceledBuild(TypedDict):
+class CanceledBuild(IgnoredKeys):
     """The reply of `cancel_build`."""
 
     canceled: bool

@@ -90,6 +90,14 @@ class Builder:
         """Return whether the workspace's directory exists."""
         return self.directory_of(workspace_id).exists()
 
+    def has_lost(self, workspace_id: str) -> bool:
+        """Return whether the directory of a workspace that was built here is gone, with the files in it."""
+        return self._directory.is_dir() and not self.exists(workspace_id)
+
+    async def end_processes(self, workspace_id: str) -> None:
+        """End all processes of a workspace, its agents included."""
+        await end_marked(f"WORKSPACED_WORKSPACE_ID={workspace_id}", grace=_GRACE)
+
     async def build(self, job: Job, log: BuildLog, *, new: bool) -> Succeeded | Failed:
         """Run the job's step; the agents of earlier builds must have ended. If cancelled, no process is left.
 
@@ -105,7 +113,7 @@ class Builder:
                 return await self._start(job, workspace, log, new=new)
             failed = await self._run(job, workspace, log)
             if failed is None:
-                await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
+                await self.end_processes(job.workspace_id)
             if failed is None and job.transition is Transition.DELETE:
                 await _run_to_end(_remove, workspace)
         except asyncio.CancelledError:
@@ -133,7 +141,7 @@ class Builder:
         """End the processes of a canceled build whose job is not at hand; `remove` its files as well."""
         await end_marked(f"WORKSPACED_BUILD_ID={build_id}", grace=0)
         if remove:
-            await end_marked(f"WORKSPACED_WORKSPACE_ID={workspace_id}", grace=_GRACE)
+            await self.end_processes(workspace_id)
             await _run_to_end(_remove, self.directory_of(workspace_id))
 
     async def _start(
@@ -197,7 +205,7 @@ class Builder:
                     log.write("delete", "warn", f"{failed.error}\n")
                     if not even_if_step_fails:
                         return
-            await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
+            await self.end_processes(job.workspace_id)
             await _run_to_end(_remove, workspace)
         except OSError as error:
             log.write("delete", "warn", f"The files of the build can't be removed: {error}\n")

@@ -19,6 +19,7 @@ from handlers.provisioner.step import Failed
 from handlers.publishing.build_log import BuildLog, Send
 from statemachine.events import Transition
 
+_LOST: Final = "The workspace's directory is gone from this machine, with all files in it: create a new workspace"
 _log: Final = logging.getLogger(__name__)
 
 
@@ -68,7 +69,13 @@ class LocalBuilds:
             if record.agents:
                 record.agents = []
                 self._journal.save(record)
-            outcome = await self._builder.build(job, log, new=record.new)
+            starts, there = (
+                job.transition is Transition.START,
+                self._builder.exists(job.workspace_id),
+            )
+            # A new directory would look like the old one until somebody misses their work.
+            lost = starts and record.exists and not there
+            outcome = Failed(_LOST) if lost else await self._builder.build(job, log, new=record.new)
         except Exception as fault:
             _log.exception("build %s failed in the provisioner", job.build_id)
             raise provisioner_fault(fault) from fault
@@ -95,8 +102,18 @@ class LocalBuilds:
         await self._builder.abandon(record.workspace_id, build.build_id, remove=remove)
 
     def ended(self, record: LocalWorkspace) -> None:
-        """Keep the workspace's agents running; the journal decides now whether it counts for the quota."""
+        """Keep the workspace's agents running, or report that its files are gone.
+
+        The journal decides now whether it counts for the quota.
+        """
         self._quotas.release(record.workspace_id)
+        if record.exists and self._builder.has_lost(record.workspace_id):
+            _log.error("workspace %s is gone: its directory was deleted", record.workspace_id)
+            record.vanish(self._name)
+            try:
+                self._journal.save(record)
+            except OSError:  # the next process reports it
+                _log.exception("the journal of workspace %s can't be saved", record.workspace_id)
         self._agents.ensure(record)
 
     def resend(self) -> None:

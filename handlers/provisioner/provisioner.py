@@ -89,7 +89,8 @@ class Provisioner:
     async def _serve(self) -> None:
         link, workspaces = BusLink(self._bus), self._root / "workspaces"
         journal = Journal(self._root / "journal", LocalWorkspace)
-        StartCheck(journal, workspaces, name=self._name, machine=machine_identity()).run()
+        check = StartCheck(journal, workspaces, name=self._name, machine=machine_identity())
+        vanished = check.run()
         archives = Archives(link, self._root / "templates", workspaces)
         await archives.prune()
         quotas = Quotas(journal, workspaces, self._limits)
@@ -131,6 +132,7 @@ class Provisioner:
         )
         for record in journal.workspaces():
             agents.ensure(record)
+        await asyncio.gather(*map(builder.end_processes, vanished))
         try:
             await run_until_one_ends(session.run(self.ready), self._until_stopped())
         finally:

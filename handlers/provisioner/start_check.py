@@ -27,8 +27,12 @@ class StartCheck:
         self._journal, self._workspaces = journal, workspaces
         self._name, self._machine = name, machine
 
-    def run(self) -> None:
-        """Add facts about workspaces that have changed. Raises CannotServe if all directories are missing."""
+    def run(self) -> list[str]:
+        """Add facts about workspaces that have changed; return the ids of those that have vanished.
+
+        Their processes may still run. Raises CannotServe if all directories are missing.
+
+        """
         records = self._journal.workspaces()
         expected = {record.workspace_id for record in records if record.exists}
         if expected and not self._workspaces.is_dir():
@@ -36,6 +40,7 @@ class StartCheck:
                 f"{self._workspaces} is missing, where {len(expected)} workspaces should be: mount it, or create "
                 "an empty directory if all of them are gone for good"
             )
+        vanished = []
         for record in records:
             newest = record.newest
             if newest is None or not newest.finished:
@@ -44,6 +49,7 @@ class StartCheck:
                 _log.error("workspace %s is gone: its directory was deleted", record.workspace_id)
                 record.vanish(self._name)
                 self._save(record)
+                vanished.append(record.workspace_id)
             elif record.runs and record.machine not in ("", self._machine):
                 # With the machine, all processes of the workspace have ended.
                 _log.warning(
@@ -53,6 +59,7 @@ class StartCheck:
                 record.stop_elsewhere(self._name)
                 self._save(record)
         self._log_unknown({record.workspace_id for record in records})
+        return vanished
 
     def _save(self, record: LocalWorkspace) -> None:
         try:

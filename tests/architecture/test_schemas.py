@@ -16,6 +16,7 @@ from workspaced.tools import Format
 
 from bus import subjects
 from docs import generate_schemas as generator
+from handlers.gateway import requests
 from statemachine.exec_tools import EXEC_TOOLS
 from statemachine.tool_rules import TOOLS
 from tests import schemas
@@ -43,6 +44,16 @@ def test_the_checked_in_schemas_are_those_that_make_schemas_writes(made: dict[st
 
     wrong = sorted(path for path in made.keys() | found.keys() if made.get(path) != found.get(path))
     assert not wrong, f"run `make schemas` and commit docs/schemas; out of date: {wrong}"
+
+
+def test_each_reply_may_name_ignored_keys_unless_its_request_refuses_them(
+    made: dict[str, str],
+) -> None:
+    for name, (body, reply) in generator.RPCS.items():
+        if reply is not None:
+            described = json.loads(made[f"rpcs/{name}.reply.json"])
+            refuses = issubclass(body, requests.Granting)
+            assert ("ignored" in described["properties"]) or refuses, name
 
 
 def test_each_format_of_the_tools_for_models_is_checked_in(made: dict[str, str]) -> None:

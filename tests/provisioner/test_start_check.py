@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
@@ -11,6 +14,7 @@ import pytest
 
 from handlers.errors import CannotServe
 from handlers.provisioner import provisioner
+from handlers.sandbox.processes import find_marked
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Rig
 from tests.rigs.messages import new_id
@@ -79,6 +83,58 @@ async def test_a_workspace_whose_directory_vanished_is_deleted(
     assert told[0] == told[1]
     deleted = {fact["data"]["workspace_id"] for fact in rig.facts(type="workspace_deleted")}
     assert deleted == {rig.workspace}, "a build that failed has no data to lose"
+
+
+async def test_no_process_of_a_workspace_whose_directory_vanished_goes_on(
+    rig: Rig, provisioning: Provisioning, workspaces: Path
+) -> None:
+    async with provisioning():
+        await rig.ended(await rig.ask(rig.job(3, version=rig.version({}))))
+    shutil.rmtree(workspaces / rig.workspace)
+    mark = f"WORKSPACED_WORKSPACE_ID={rig.workspace}"
+    left = subprocess.Popen(["/bin/sleep", "1000"], env={mark.partition("=")[0]: rig.workspace})
+    try:
+        async with provisioning():
+            await rig.fact(type="workspace_deleted")
+            assert await asyncio.to_thread(left.wait) == -signal.SIGTERM
+    finally:
+        left.kill()
+        left.wait()
+
+    assert find_marked(mark) == []
+
+
+async def test_a_start_does_not_replace_files_that_are_gone_by_an_empty_directory(
+    rig: Rig, provisioning: Provisioning, workspaces: Path
+) -> None:
+    version = rig.version({})
+    async with provisioning():
+        await rig.ended(await rig.ask(rig.job(1, version=version)))
+        await rig.ended(await rig.ask(rig.job(2, "stop", version=version)))
+        shutil.rmtree(workspaces / rig.workspace)
+        build = await rig.ask(rig.job(3, version=version))
+        failed = await rig.ended(build)
+        deleted = await rig.fact(type="workspace_deleted")
+
+    assert failed["type"] == "workspaced.build_failed.v1"
+    assert "with all files in it" in failed["data"]["error"]
+    assert (deleted["data"]["build_id"], deleted["data"]["build_number"]) == (build, 3)
+    assert not (workspaces / rig.workspace).exists()
+
+
+async def test_a_stop_of_a_workspace_whose_directory_vanished_reports_that_it_is_gone(
+    rig: Rig, provisioning: Provisioning, workspaces: Path
+) -> None:
+    version = rig.version({})
+    async with provisioning():
+        await rig.ended(await rig.ask(rig.job(1, version=version)))
+        shutil.rmtree(workspaces / rig.workspace)
+        build = await rig.ask(rig.job(2, "stop", version=version))
+        stopped = await rig.ended(build)
+        deleted = await rig.fact(type="workspace_deleted")
+
+    assert stopped["type"] == "workspaced.build_succeeded.v1"
+    assert deleted["data"]["build_id"] == build
 
 
 async def test_directories_of_no_workspace_are_logged(

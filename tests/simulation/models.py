@@ -109,6 +109,10 @@ class Builder:
     def exists(self, workspace_id: str) -> bool:
         return workspace_id in self.machine.running
 
+    def has_lost(self, _workspace_id: str) -> bool:
+        """Return False: only builds remove directories."""
+        return False
+
     async def build(self, job: Job, _log: Any, *, new: bool) -> Succeeded | Failed:
         del new
         machine = self.machine
@@ -291,8 +295,9 @@ class StartCheck:
     def __init__(self, *_args: Any, **_more: Any) -> None:
         """Ignore the arguments."""
 
-    def run(self) -> None:
-        """Do nothing: the model has no directories."""
+    def run(self) -> list[str]:
+        """Find nothing: the model has no directories."""
+        return []
 
 
 class Archives:

@@ -163,6 +163,7 @@ async def test_unknown_keys_are_named_in_every_reply(world: World) -> None:
     body = tool_body(chat, {"querry": "x", "page": 1})
     called = await world.service.rpc("list_templates", **body, wait=5)
     canceled = await world.service.rpc("cancel", chat_id=chat.id, call_id="none", reason="x")
+    ended = await world.service.rpc("cancel_build", chat_id=chat.id, call_id="none")
 
     assert shown["ignored"] == ["chat"]
     assert "ignored" not in plain
@@ -170,6 +171,7 @@ async def test_unknown_keys_are_named_in_every_reply(world: World) -> None:
     published = await chat.results.first(lambda e: e["data"]["call_id"] == called["call_id"])
     assert published["data"]["ignored"] == ["querry"]
     assert canceled == {"canceled": True, "ignored": ["reason"]}
+    assert ended == {"canceled": False, "ignored": ["call_id"]}
     with pytest.raises(ServiceError, match=r"body\.exek") as refused:
         await world.service.rpc("frontend_credential", chat_ids=[chat.id], exek=True)
     assert refused.value.code == 400
