@@ -169,7 +169,7 @@ RUN = {
     "agents.md": {"python": "tests/agent", "json": "test_schemas", "": "a request as JSON"},
     "chat-services.md": {"python": "tests/client, this module", "json": "test_schemas"},
     "contract.md": {"toml": "this module", "json": "test_schemas", "": "subjects and forms"},
-    "frontends.md": {"python": "tests/client", "json": "test_schemas"},
+    "frontends.md": {"python": "tests/client", "sh": "tests/examples", "json": "test_schemas"},
     "mcp.md": {"": "an answer as JSON"},
     "operators.md": {"": "tests/architecture/test_documents.py, tests/cli/test_restore.py"},
     "provisioners.md": {
