@@ -71,7 +71,7 @@ async def test_the_board_follows_chats_and_finds_them(world: World, tab: Tab) ->
     name = job.workspace_name
     row = f".row:has-text('{name}')"
     await tab.shows(row, "Building")
-    await tab.shows(row, "no provisioner of pool wire has begun it")
+    await tab.shows(row, "no provisioner of pool")
     await world.provisioner.publish_event("build_started", job)
     await tab.shows(row, "Build 1 is running")
     _, broken = await world.building(failing)
