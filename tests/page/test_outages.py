@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.cli.template_folders import folder
 from tests.page.conftest import OpenTab
 from tests.rigs.browser import needs_chromium
 from tests.rigs.fleet import PATIENT, fleet_on
 from tests.rigs.messages import new_id
-from tests.rigs.processes import run
+from tests.rigs.processes import kill_processes, processes_using, run
 from tests.rigs.servers import free_port, restartable_servers, servers_of
 
 pytestmark = needs_chromium
@@ -30,11 +33,18 @@ name = "main"
 """
 
 
-async def test_nothing_is_missing_or_doubled_after_kills(tmp_path: Path, open_tab: OpenTab) -> None:
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A directory; at the end, the agents of workspaces in it are killed, which outlive their provisioner."""
+    yield tmp_path
+    kill_processes(processes_using(tmp_path))
+
+
+async def test_nothing_is_missing_or_doubled_after_kills(home: Path, open_tab: OpenTab) -> None:
     port, chat = free_port(), new_id()
-    async with restartable_servers(tmp_path / "servers") as (nats, postgres):
+    async with restartable_servers(home / "servers") as (nats, postgres):
         servers = servers_of(nats, postgres)
-        async with fleet_on(servers, postgres.url, tmp_path / "fleet", PATIENT) as fleet:
+        async with fleet_on(servers, postgres.url, home / "fleet", PATIENT) as fleet:
             worker = await fleet.start("worker")
             gateway = await fleet.start("gateway", "--http-port", str(port))
             await fleet.start("provisioner")
@@ -45,7 +55,7 @@ async def test_nothing_is_missing_or_doubled_after_kills(tmp_path: Path, open_ta
                 assert done.returncode == 0, done.stderr
                 return done.stdout
 
-            await command("template", "push", folder(tmp_path, TEMPLATE))
+            await command("template", "push", folder(home, TEMPLATE))
             link = json.loads(await command("page"))["page"]
             tab = await open_tab(link)
             await tab.open(f"/chat/{chat}")
