@@ -33,6 +33,7 @@ LONGEST = (
     "tests/kit",
     "tests/cluster",
     "tests/worker/test_left_alone.py",
+    "tests/examples",
 )
 """What takes longest is run first, so that no process of `make test` runs it alone at the end."""
 

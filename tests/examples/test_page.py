@@ -314,7 +314,7 @@ async def says(page: Page, *statuses: str) -> None:
 
 async def shows(page: Page, numbers: Iterable[int]) -> None:
     """Wait for the log: each line once and in order."""
-    log = page.locator("#logs pre")
+    log = page.locator("#logs pre").first
     wanted = text(numbers)
     await page.wait_for_function(
         "last => document.querySelector('#logs')?.textContent.includes(last)",
@@ -348,7 +348,13 @@ async def test_a_page_opened_in_the_middle_of_a_build_loses_and_doubles_nothing_
         await stage.kill_gateway()
         await stage.write(build, 7)
         await shows(page, range(1, 8))
+        await stage.write(
+            {**build, "build_id": new_id()}, 1
+        )  # a new build, of which more may be stored
+        await says(page, "log_waits")
+        await expect(page.locator("#logs pre").nth(1)).to_have_text(line(1))
         await stage.start_gateway()
+        await says(page, "live")
 
         # The gateway, then NATS.
         await stage.kill_gateway()
