@@ -113,6 +113,9 @@ class Builder:
         """Return False: only builds remove directories."""
         return False
 
+    async def end_processes(self, _workspace_id: str) -> None:
+        """Do nothing: a workspace has no processes but its agents."""
+
     async def build(self, job: Job, _log: Any, *, new: bool) -> Succeeded | Failed:
         del new
         machine = self.machine
