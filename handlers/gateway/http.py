@@ -207,9 +207,13 @@ class HttpApi:
     async def _answer(
         self, request: BaseRequest, trust: Trust, origin: str | None
     ) -> web.StreamResponse:
-        route, path = _route_of(request)
-        bearer = await self.admission.bearer_of(request)
+        try:
+            bearer = await self.admission.bearer_of(request)
+        except Problem:
+            _route_of(request)  # anybody is told that a path or method does not exist
+            raise
         trust(request)
+        route, path = _route_of(request)
         _check_rights(route, path, bearer.token)
         with self.admission.admitted(bearer) as end:
             asked = Asked(request, bearer.token, end, path, await _read_body(request))
@@ -455,6 +459,8 @@ class HttpApi:
             last_id=asked.request.headers.get("Last-Event-ID", ""),
         )
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        if asked.request.method == "HEAD":  # it has no body, so there is nothing to follow
+            return web.Response(headers=headers)
         response = web.StreamResponse(headers=headers)
         _with_cors(response, origin)
         await stream.serve(asked.request, response, asked.end)

@@ -248,44 +248,6 @@ async def test_the_operators_token_is_private(world: World) -> None:
     assert stat.S_IMODE(mode) == 0o600
 
 
-ALLOWED = {
-    ("GET", "/v1/chats"): {"operator", "chat-service"},
-    ("GET", "/v1/chats/{chat}"): {"operator", "chat-service", "chat", "frontend"},
-    ("GET", "/v1/chats/{chat}/events"): {"operator", "chat-service"},
-    ("GET", "/v1/chats/{chat}/builds/{id}/log"): {"operator", "chat-service", "chat", "frontend"},
-    ("GET", "/v1/chats/{chat}/calls/c"): {"operator", "chat-service", "chat"},
-    ("DELETE", "/v1/chats/{chat}/calls/c"): {"operator", "chat-service", "chat"},
-    ("POST", "/v1/chats/{chat}/tools/list_templates"): {"operator", "chat-service", "chat"},
-    ("POST", "/v1/chats/{chat}/build/cancel"): {"operator", "chat-service", "chat"},
-    ("POST", "/v1/chats/{chat}/keep"): {"operator", "chat-service", "chat"},
-    ("DELETE", "/v1/chats/{chat}/workspace"): {"operator", "chat-service"},
-    ("GET", "/v1/templates?organization_id={organization}"): {"operator", "chat-service", "chat"},
-    ("GET", "/v1/templates/{id}?organization_id={organization}"): {
-        *("operator", "chat-service", "chat"),
-    },
-}
-"""Method and path -> the roles whose token permits it."""
-
-
-async def test_each_role_may_use_its_routes_and_no_other(
-    world: World, operator: HttpClient
-) -> None:
-    chat = await world.chat()
-    tokens = {
-        "operator": operator,
-        "chat-service": await with_token(world, operator, "chat-service"),
-        "chat": await with_token(world, operator, "chat", **chat_owner(chat)),
-        "frontend": await with_token(world, operator, "frontend", chat_ids=[chat.id]),
-    }
-
-    for (method, path), roles in ALLOWED.items():
-        values = {"chat": chat.id, "id": new_id(), "organization": chat.organization_id}
-        for role, client in tokens.items():
-            body = {} if method == "POST" else None
-            status, _ = await client.ask(method, path.format(**values), body)
-            assert (status == 403) == (role not in roles), (role, method, path, status)
-
-
 async def test_a_token_of_a_chat_is_for_that_chat_and_owner(
     world: World, operator: HttpClient
 ) -> None:
