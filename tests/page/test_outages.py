@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.async_api import expect
 
 from tests.cli.template_folders import folder
 from tests.page.conftest import OpenTab
@@ -77,9 +79,9 @@ async def test_nothing_is_missing_or_doubled_after_kills(home: Path, open_tab: O
 
             await tab.shows(".pill.big", "Ready")
             await tab.shows(".line", f"line {LINES}")
-            shown = [text for text in await tab.texts(".line") if text.startswith("line ")]
-            assert shown == [f"line {n}" for n in range(1, LINES + 1)]
-            assert len(await tab.texts(".phase.done")) == 3
-            events = await tab.texts("[aria-label='Event log'] td:nth-child(4)")
-            assert events.count("Building → Connecting") == 1
+            numbered = tab.page.locator(".line", has_text=re.compile("^line "))
+            await expect(numbered).to_have_text([f"line {n}" for n in range(1, LINES + 1)])
+            await expect(tab.page.locator(".phase.done")).to_have_count(3)
+            moves = tab.page.locator("[aria-label='Event log'] td:nth-child(4)")
+            await expect(moves.filter(has_text="Building → Connecting")).to_have_count(1)
             await creating

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from playwright.async_api import expect
+
 from tests.page.conftest import OpenTab, Tab
 from tests.rigs.browser import needs_chromium
 from tests.rigs.client import Chat
@@ -81,7 +83,7 @@ async def test_the_board_follows_chats_and_finds_them(world: World, tab: Tab) ->
 
     await tab.page.fill("#search", name.upper())
     await tab.shows(".count", "1 shown")
-    assert len(await tab.texts(".row")) == 1
+    await expect(tab.page.locator(".row")).to_have_count(1)
     await tab.page.fill("#search", "")
     await tab.page.select_option("select[aria-label=State]", "failed")
     await tab.shows(bad)
@@ -114,7 +116,7 @@ async def test_a_chat_is_followed_from_its_request_to_its_end(world: World, tab:
     await tab.shows(".line", "line 3")
     await world.provisioner.log(job.data, 4, "\x1b[31mline 4\x1b[0m\nline 5\n")
     await tab.shows(".line .f-red", "line 4")
-    assert await tab.texts(".line") == [f"line {number}" for number in range(1, 6)]
+    await expect(tab.page.locator(".line")).to_have_text([f"line {n}" for n in range(1, 6)])
     await tab.shows(".phase.running .phasetime", "left")
 
     listed = agent_entry()
@@ -126,7 +128,7 @@ async def test_a_chat_is_followed_from_its_request_to_its_end(world: World, tab:
     await agent.report_lifecycle("ready")
     await tab.shows(".pill.big", "Ready")
     await tab.hides(".calls")
-    assert len(await tab.texts(".phase.done")) == 3
+    await expect(tab.page.locator(".phase.done")).to_have_count(3)
     await tab.shows("[aria-label=Builds] tbody tr", "succeeded")
     await tab.shows("[aria-label='Event log']", "Building → Connecting")
     await tab.shows("[aria-label='Event log']", "because of tool requested")

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="there is no chromium: apt-get install chromium"
 )
+expect.set_options(timeout=15_000)  # a busy machine is slow
 _FLAGS = (
     "--no-sandbox",  # Chromium's own sandbox does not start as root
     "--disable-gpu",
