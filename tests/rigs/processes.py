@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from handlers.embedded.database_access import complete_url
+from handlers.sandbox import confined_exec
 from tests import preloaded
 
 ROOT = Path(__file__).parents[2]
@@ -31,8 +33,15 @@ OF_THE_INTERPRETER = ("PYTHON", "LANG", "LC_", "LD_", "TZ")
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this environment without variables of workspaced, and `more`."""
+    """Return this environment without variables of workspaced, and `more`.
+
+    Bubblewrap gives builds a /tmp of their own, without the pipes of tests; where it is installed, the next
+    mechanism is taken instead.
+    """
     plain = {key: value for key, value in os.environ.items() if not key.startswith("WORKSPACED_")}
+    if shutil.which("bwrap"):
+        usable = confined_exec.is_landlock_usable()
+        plain["WORKSPACED_CONFINEMENT"] = "landlock" if usable else "rlimits"
     return {**plain, **(more or {})}
 
 
