@@ -49,7 +49,7 @@ class Reader:
     limits: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
     failures: tuple[tuple[str, str], ...] = ()
-    """What may go wrong beside the errors of rpcs, and what to do."""
+    """Pairs: a failure that is no error of an rpc, and what the reader can do about it."""
 
 
 def _kib(size: int) -> str:

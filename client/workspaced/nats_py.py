@@ -1,7 +1,7 @@
 """The parts of nats-py that the client uses, without its transport over WebSockets until a URL asks for that.
 
 nats-py imports aiohttp for that transport wherever aiohttp is installed, and aiohttp takes as long to import as all the
-rest of an agent's bus. So whoever uses nats-py imports this module first.
+rest of an agent's bus. So every module that uses nats-py imports this one first.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Service:
     def __init__(self, connection: Connection, name: str) -> None:
         self.connection, self.name = connection, name
         self._waiting: dict[str, list[Answers]] = {}
-        """Who waits for the answer to a call, by its subject."""
+        """The waits for answers, by the subject of each answer."""
         self._distributing: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
 

@@ -29,10 +29,10 @@ _PHASES: Final = {
 
 @dataclass(slots=True)
 class StatusLine:
-    """What a chat is doing, as far as its events tell."""
+    """The text of the status line, from the events of one chat."""
 
     text: str
-    """What is shown until the chat is in a phase of a build, such as `waiting for stop_workspace`."""
+    """The text until the chat enters a phase of a build, such as `waiting for stop_workspace`."""
     _state: State | None = None
     _since: datetime | None = None
     _last: str = ""

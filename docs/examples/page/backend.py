@@ -22,7 +22,7 @@ OPTIONS = web.AppKey("OPTIONS", argparse.Namespace)
 
 
 def may_follow(request: web.Request, chat_id: str) -> bool:  # noqa: ARG001 — the example has no login
-    """Return whether whoever sent the request may see this chat: ask your own login here.
+    """Return whether the sender of the request may see this chat. Replace this by your own login.
 
     The example permits every chat, but only to pages of its own address: not to foreign pages, nor to names
     that somebody points at it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from handlers.cli import arguments as types
 from handlers.cli.arguments import flag, positional, switch
@@ -12,10 +12,18 @@ from handlers.cli.command_table.connecting import ConnectingCommand, json_switch
 
 ROLES: Final = ("frontend", "chat-service", "provisioner", "operator", "worker", "gateway")
 """The roles that keys are issued for."""
-
-
 TOKEN_ROLES: Final = ("chat-service", "chat", "frontend", "operator")
 """The roles that bearer tokens are issued for."""
+
+
+def _chats(text: str) -> Any:
+    """Return the flag --chat, which may be repeated."""
+    return flag("--chat", action="append", type=types.uuid, default=[], metavar="UUID", help=text)
+
+
+def _exec(text: str) -> Any:
+    """Return the flags --exec and --no-exec."""
+    return flag("--exec", action=argparse.BooleanOptionalAction, default=None, help=text)
 
 
 class IssueCredential(ConnectingCommand):
@@ -34,14 +42,7 @@ class IssueCredential(ConnectingCommand):
         choices=ROLES,
         help=f"the role of the key: {', '.join(ROLES)}",
     )
-    chat: list[str] = flag(
-        "--chat",
-        action="append",
-        type=types.uuid,
-        default=[],
-        metavar="UUID",
-        help="a chat that a frontend may follow; repeat the flag for several chats",
-    )
+    chat: list[str] = _chats("a chat that a frontend may follow; repeat the flag for several chats")
     pool: str | None = flag(
         "--pool", metavar="POOL", help="the pool that a provisioner takes jobs from"
     )
@@ -58,12 +59,9 @@ class IssueCredential(ConnectingCommand):
         help="how long the key is valid: 90s, 1h, 1h30m (default: 1h; at most a week, for services 30 "
         "days)",
     )
-    exec: bool | None = flag(
-        "--exec",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="whether a chat service may run commands in workspaces (default: yes), or a frontend sees those "
-        "that run (default: no)",
+    exec: bool | None = _exec(
+        "whether a chat service may run commands in workspaces (default: yes), or a frontend sees those "
+        "that run (default: no)"
     )
     out: Path | None = flag(
         "--out",
@@ -112,13 +110,8 @@ class IssueToken(ConnectingCommand):
         choices=TOKEN_ROLES,
         help=f"the role of the token: {', '.join(TOKEN_ROLES)}",
     )
-    chat: list[str] = flag(
-        "--chat",
-        action="append",
-        type=types.uuid,
-        default=[],
-        metavar="UUID",
-        help="the chat of a chat token; a chat that a frontend may follow (repeat the flag for several)",
+    chat: list[str] = _chats(
+        "the chat of a chat token; a chat that a frontend may follow (repeat the flag for several)"
     )
     organization: str | None = flag(
         "--organization",
@@ -132,12 +125,9 @@ class IssueToken(ConnectingCommand):
     owner_name: str | None = flag(
         "--owner-name", metavar="NAME", help="for role chat: the name of that owner"
     )
-    exec: bool | None = flag(
-        "--exec",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="whether its holder may run commands in workspaces (default: yes); for a frontend, whether it "
-        "sees the commands that run (default: no)",
+    exec: bool | None = _exec(
+        "whether its holder may run commands in workspaces (default: yes); for a frontend, whether it "
+        "sees the commands that run (default: no)"
     )
     lifetime: float = flag(
         "--for",
@@ -172,13 +162,8 @@ class OpenPage(ConnectingCommand):
 
     name = "page"
     function = "handlers.cli.commands.token:open_page"
-    chat: list[str] = flag(
-        "--chat",
-        action="append",
-        type=types.uuid,
-        default=[],
-        metavar="UUID",
-        help="a chat that the page shows (repeat the flag for several; default: all)",
+    chat: list[str] = _chats(
+        "a chat that the page shows (repeat the flag for several; default: all)"
     )
     url: str | None = flag(
         "--url",

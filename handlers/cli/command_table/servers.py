@@ -168,7 +168,7 @@ class RunMcp(ServerCommand):
         "--http-port",
         type=types.port,
         metavar="N",
-        help="serve MCP over HTTP on this port, at /mcp, beside /healthz and /readyz (default: stdin and stdout)",
+        help="serve MCP over HTTP on this port at /mcp, and also /healthz and /readyz (default: stdin and stdout)",
     )
     http_host: str | None = _host("http", "the HTTP server")
     chat: str | None = flag(

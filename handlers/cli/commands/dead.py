@@ -113,8 +113,8 @@ async def _replay(bus: Bus, number: int) -> int:
         {"sequence": number, "subject": subject, "stream": ack.stream, "stored": ack.sequence}
     )
     note(
-        f"dead letter {number} is published again as message {ack.sequence} of {IN.name}; if it can't be accepted this "
-        "time either, `workspaced dead list` shows it anew"
+        f"dead letter {number} is published again as message {ack.sequence} of {IN.name}; if workers reject "
+        "it again, it becomes a new dead letter in `workspaced dead list`"
     )
     return 0
 

@@ -48,7 +48,7 @@ class Step:
     previous_seconds: float | None
     """How long the chat was in the state before, if it left one that is a phase of a build."""
     outcome: str
-    """What the event did, as in the event log."""
+    """The effect of the event, with the names of the event log: `moved`, `changed` and so on."""
 
 
 async def show_history(command: ShowHistory, settings: Settings) -> None:

@@ -83,7 +83,7 @@ class _Series:
 
 @dataclass(slots=True)
 class _Chat:
-    """What is known of a chat so far."""
+    """The builds and the present state of one chat, collected from its log."""
 
     builds: dict[str, _Build] = field(default_factory=dict)
     template: str = _ELSEWHERE

@@ -1,4 +1,4 @@
-"""What the commands of all roles have in common: signals, health, and the end of the connection to NATS.
+"""Code that the commands of all roles share: signals, health, and the end of the connection to NATS.
 
 Nothing here imports a role, so that the process of each role imports only its own.
 """

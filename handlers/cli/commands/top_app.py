@@ -28,7 +28,7 @@ _ORDER: Final = (
     *("failed", "building", "agent_connecting", "scripts_running", "stopping"),
     *("ready", "stopped", "none"),
 )
-"""What operators want to see first."""
+"""The order of the states in the table: operators look for failures first."""
 
 
 class TopApp(App[None]):
