@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, TypeAlias
@@ -18,11 +18,14 @@ import asyncpg
 from statemachine.store.errors import StoreUnavailableError, TransientError, WorkRefusedError
 
 Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
+Pooled: TypeAlias = "asyncpg.pool.PoolConnectionProxy[Any]"
 Rows = Sequence[Mapping[str, Any]]
 Fetch = Callable[..., Awaitable[Rows]]
 """Runs the statement with a name; returns its rows."""
 RESPONSE_TIMEOUT: Final = 10.0
 """Seconds. A database that does not answer within this time counts as unreachable."""
+LONGEST_IDLE: Final = 300.0
+"""Seconds after which an unused connection is replaced."""
 TRANSIENT_ERRORS: Final = (
     asyncpg.TransactionRollbackError,
     asyncpg.QueryCanceledError,
@@ -72,6 +75,12 @@ class Database:
 
     def __init__(self, pool: asyncpg.Pool[Any]) -> None:
         self._pool = pool
+        self._kept: tuple[Pooled, float] | None = None
+        """A borrowed connection that nobody uses, and since when. The pool makes two tasks for each loan."""
+        self._waiting = 0
+        """How many callers wait for a connection of the pool."""
+        self._expired = 0
+        """How often all connections were replaced."""
 
     async def fetch(self, name: str, *args: object) -> Rows:
         """Run a statement on its own; return its rows.
@@ -92,7 +101,11 @@ class Database:
 
     async def expire_sessions(self) -> None:
         """Use new sessions from now on: they may reach another server, or see other tables."""
+        self._expired += 1
         await self._pool.expire_connections()
+        if self._kept is not None:
+            (session, _), self._kept = self._kept, None
+            await self._pool.release(session)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:
@@ -108,14 +121,10 @@ class Database:
         Raises like asyncpg, but StoreUnavailableError for every error of a new connection:
         no statement is at fault for that.
         """
-        try:
-            session = await self._pool.acquire(timeout=RESPONSE_TIMEOUT)
-        except Exception as error:
-            if isinstance(error, TimeoutError):
-                raise
-            raise StoreUnavailableError(str(error) or type(error).__name__) from error
+        expired, session, keep = self._expired, await self._borrow(), False
         try:
             yield session
+            keep = self._kept is None and not self._waiting and expired == self._expired
         except (TimeoutError, asyncio.CancelledError):
             session.terminate()  # otherwise it would wait for the server to confirm the cancellation
             raise
@@ -128,7 +137,33 @@ class Database:
                 session.terminate()
             raise
         finally:
+            if keep:
+                self._kept = session, _now()
+            else:
+                await self._pool.release(session)
+
+    async def _borrow(self) -> Pooled:
+        if self._kept is not None:
+            (session, since), self._kept = self._kept, None
+            with suppress(asyncpg.InterfaceError):  # it was closed and is back in the pool
+                if _now() > since + LONGEST_IDLE:
+                    session.terminate()  # a firewall may have forgotten it
+                elif not session.is_closed():
+                    return session
             await self._pool.release(session)
+        self._waiting += 1
+        try:
+            return await self._pool.acquire(timeout=RESPONSE_TIMEOUT)
+        except TimeoutError:
+            raise
+        except Exception as error:
+            raise StoreUnavailableError(str(error) or type(error).__name__) from error
+        finally:
+            self._waiting -= 1
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 # -- errors of the driver -------------------------------------------------------------------------

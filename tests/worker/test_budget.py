@@ -165,10 +165,12 @@ async def bench(  # noqa: C901 — one small function for each step of a test
             batch = await worker.commit(await taken(source, count))
             assert batch is not None
             assert await worker.publish(batch)
+            await operator.flush()  # meanwhile asyncpg calls the logger of the last statement
 
         async def commit(count: int) -> None:
             deliveries = await taken(pull, count)
             assert await worker.commit(deliveries) is not None
+            await operator.flush()
             for delivery in deliveries:
                 await delivery.nak()
 
