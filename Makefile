@@ -130,4 +130,5 @@ $(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt hashes.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement hashes.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable client --editable '.[dev,audit,browser,mcp,terminal]'
+	@$(BIN)/python -m compileall -q bus client/workspaced handlers statemachine  # pip compiles only what it copies
 	@touch $@

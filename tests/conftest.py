@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -19,6 +21,11 @@ from tests.rigs.client import connect as connect_participant
 from tests.rigs.servers import new_database
 
 ConnectAs = Callable[..., Awaitable[Client]]
+
+# Where this variable is set, which is usual in containers, each of the hundreds of processes that tests start
+# would compile all modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell's background job ignores SIGINT, and all processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

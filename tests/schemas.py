@@ -11,8 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
+from jsonschema_rs import Draft202012Validator, ValidationError
 
 SCHEMAS = Path(__file__).parents[1] / "docs/schemas"
 
@@ -21,8 +20,10 @@ def check(path: str, value: Any) -> None:
     """Raise AssertionError unless `value` matches the schema in that file of docs/schemas."""
     if path == "bot.json":  # a tool call of a model, in the guide for chat services
         path, value = f"tools/{value['name']}.args.json", {"template_id": "", **value["input"]}
-    wrong = best_match(_validator(path).iter_errors(value))
-    assert wrong is None, f"{path}: {wrong.json_path}: {wrong.message}"
+    try:
+        _validator(path).validate(value)
+    except ValidationError as wrong:
+        raise AssertionError(f"{path}: {wrong}") from None
 
 
 def check_event(event: dict[str, Any]) -> None:
