@@ -40,10 +40,21 @@ _TYPES: Final = {
     ".css": "text/css",
     ".svg": "image/svg+xml",
 }
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_TERMINAL: Final = "/page/terminal.html"
+_TERMINAL_POLICY: Final = (
+    _POLICY.replace("form-action 'self'", "form-action 'none'")
+    + "; sandbox allow-scripts allow-same-origin"
+)
+"""The policy of the terminal's page. What people type there goes to a shell, and what it shows comes from any program,
+so it is stricter than that of the other views, which need forms to sign in and windows of their own: the page can
+send no form, open no window or dialog, and download nothing. `allow-same-origin` lets it use the session's cookie."""
 _HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'",
+    "Content-Security-Policy": _POLICY,
+    "Permissions-Policy": "clipboard-read=(), clipboard-write=(), camera=(), microphone=(), geolocation=()",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -122,6 +133,8 @@ class Page:
         if (file := self._files.get(path)) is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"the page has no file {path}")
         headers = {**_HEADERS, "Cache-Control": "no-cache", "ETag": file.etag}
+        if path == _TERMINAL:
+            headers["Content-Security-Policy"] = _TERMINAL_POLICY
         if status is HTTPStatus.OK and file.etag in request.headers.get("If-None-Match", ""):
             return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
         return web.Response(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import tempfile
 from pathlib import Path
 
-from playwright.async_api import Page
+from playwright.async_api import Page, expect
 
 from tests.rigs.browser import chromium
 from tests.rigs.messages import new_id
-from tests.rigs.processes import Up, up
+from tests.rigs.processes import Up, run, up
 
 WIDE, PHONE = {"width": 1240, "height": 780}, {"width": 390, "height": 800}
-KEPT = ("board-light", "building-dark")
+KEPT = ("board-light", "building-dark", "terminal-dark")
 """The pictures in docs/images."""
 PYTHON = """
 name = "python"
@@ -59,6 +60,11 @@ if [ -n "$FAIL" ]; then
 fi
 printf '\033[32m✓\033[0m done\n'
 """
+IN_TERMINAL = (
+    "cd /usr/share/doc && ls --color=always -C -w 44 | tail -n 12",
+    "printf '\\033[32m✓\\033[0m %s\\n' 'hooks installed' '42 tests passed'",
+    "git diff --no-index --color=always /etc/issue /etc/issue.net",
+)
 
 
 def push(running: Up, home: Path, name: str, fail: str) -> None:
@@ -76,6 +82,18 @@ def push(running: Up, home: Path, name: str, fail: str) -> None:
 async def take(page: Page, name: str, folder: Path) -> None:
     await page.wait_for_timeout(400)
     await page.screenshot(path=folder / f"{name}.png")
+
+
+async def type_into_terminal(page: Page) -> None:
+    """Run commands in the terminal that the page shows, and wait for their output."""
+    for count, command in enumerate(("PS1='mail $ '; clear", *IN_TERMINAL)):
+        prompts = page.locator(".rows .tline", has_text=re.compile("^mail [$]"))
+        await expect(prompts).to_have_count(count)
+        if count == 0:
+            await page.locator(".tline", has_text=re.compile("[$#] *$")).first.wait_for()
+        await page.keyboard.type(command)
+        await page.keyboard.press("Enter")
+    await expect(prompts).to_have_count(count + 1)
 
 
 async def screenshots(home: Path, folder: Path, *, everything: bool) -> None:
@@ -96,9 +114,8 @@ async def screenshots(home: Path, folder: Path, *, everything: bool) -> None:
         failed = await create("billing", "billing", "barbara")
         building = new_id()
         words = ("create", "python", "--chat", building, "--name", "docs", "-p", "packages=290")
-        background = asyncio.create_task(
-            asyncio.to_thread(running.run, *words, "--owner-name", "margaret")
-        )
+        more = ("--owner-name", "margaret", "--data-dir", running.directory)
+        background = asyncio.create_task(asyncio.to_thread(run, *words, *more, patience=300))
         async with chromium() as browser:
             page = await browser.new_page(viewport=WIDE)
             link = await asyncio.to_thread(running.data, "page")
@@ -107,14 +124,18 @@ async def screenshots(home: Path, folder: Path, *, everything: bool) -> None:
             for theme in ("light", "dark"):
                 await page.emulate_media(color_scheme=theme)
                 for name, view in (
-                    ("board", ""),
-                    ("building", f"chat/{building}"),
-                    ("failed", f"chat/{failed}"),
-                    ("ready", f"chat/{ready}"),
-                    ("create", "create"),
-                    ("operations", "operator"),
+                    ("board", "#/"),
+                    ("building", f"#/chat/{building}"),
+                    ("failed", f"#/chat/{failed}"),
+                    ("ready", f"#/chat/{ready}"),
+                    ("create", "#/create"),
+                    ("operations", "#/operator"),
+                    ("terminal", f"page/terminal.html#{ready}"),
                 ):
-                    await page.goto(f"{running.http}/#/{view}")
+                    await page.set_viewport_size(WIDE)
+                    await page.goto(f"{running.http}/{view}")
+                    if name == "terminal":
+                        await type_into_terminal(page)
                     if name == "create":
                         await page.locator(".template", has_text="Python").click()
                     await page.wait_for_timeout(600)
@@ -122,6 +143,9 @@ async def screenshots(home: Path, folder: Path, *, everything: bool) -> None:
                         if everything or f"{name}-{theme}{suffix}" in KEPT:
                             await page.set_viewport_size(size)
                             await take(page, f"{name}-{theme}{suffix}", folder)
+                    if name == "terminal":
+                        await page.click("text=End shell")
+                        await page.locator(".notice", has_text="The shell").wait_for()
             await page.goto(f"{running.http}/#/chat/{building}")
             await page.locator("text=Cancel build").click()
             await page.locator(".pill.big", has_text="Failed").wait_for()

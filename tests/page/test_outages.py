@@ -13,11 +13,11 @@ import pytest
 from playwright.async_api import expect
 
 from tests.cli.template_folders import folder
-from tests.page.conftest import OpenTab
+from tests.page.conftest import OpenTab, Tab
 from tests.rigs.browser import needs_chromium
-from tests.rigs.fleet import PATIENT, fleet_on
+from tests.rigs.fleet import PATIENT, Fleet, fleet_on
 from tests.rigs.messages import new_id
-from tests.rigs.processes import kill_processes, processes_using, run
+from tests.rigs.processes import Process, agents_using, kill_processes, processes_using, run
 from tests.rigs.servers import free_port, restartable_servers, servers_of
 
 pytestmark = needs_chromium
@@ -69,7 +69,7 @@ async def test_nothing_is_missing_or_doubled_after_kills(home: Path, open_tab: O
             await tab.shows(".line", "line 6")
             await fleet.end(gateway)
             await tab.shows(".live", "reconnecting")
-            await fleet.start("gateway", "--http-port", str(port))
+            gateway = await fleet.start("gateway", "--http-port", str(port))
             await tab.shows(".live", "live")
             await fleet.end(worker)
             async with fleet.reconnected():
@@ -85,3 +85,25 @@ async def test_nothing_is_missing_or_doubled_after_kills(home: Path, open_tab: O
             moves = tab.page.locator("[aria-label='Event log'] td:nth-child(4)")
             await expect(moves.filter(has_text="Building → Connecting")).to_have_count(1)
             await creating
+            await _a_shell_goes_on(tab, fleet, chat, gateway, home)
+
+
+async def _a_shell_goes_on(tab: Tab, fleet: Fleet, chat: str, gateway: Process, home: Path) -> None:
+    """Use a terminal while its gateway is away, and after its agent was killed."""
+    keys = tab.page.keyboard
+    await tab.page.goto(f"{tab.url}/page/terminal.html#{chat}")
+    await expect(tab.page.locator(".rows")).to_contain_text(re.compile("[$#]"))
+    await keys.type("for i in $(seq 25); do echo tick $i; sleep 0.1; done\n")
+    await tab.shows(".tline", "tick 3")
+    await fleet.end(gateway)
+    await tab.shows(".live", "reconnecting")
+    await keys.type("echo typed while no gateway a''nswers\n")
+    await tab.shows(".notice", "The gateway can't be reached.")
+    await fleet.start("gateway", "--http-port", tab.url.rpartition(":")[2])
+    await tab.shows(".tline", "typed while no gateway answers")
+    ticks = tab.page.locator(".tline", has_text=re.compile("^tick "))
+    await expect(ticks).to_have_text([f"tick {n}" for n in range(1, 26)])
+    await tab.hides(".notice")
+    kill_processes(agents_using(home))
+    await keys.type("exit 3\n")
+    await tab.shows(".notice", "The shell ended with status 3.")

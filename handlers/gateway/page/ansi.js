@@ -35,7 +35,8 @@ export function textOf(line) {
   return line.replace(ESCAPE, "").replace(UNSEEN, "");
 }
 
-function select(style, parameters) {
+/** Change a style by the parameters of a sequence that selects colours (SGR). */
+export function select(style, parameters) {
   const codes = (parameters || "0").split(/[;:]/).map((code) => Number(code || 0));
   for (let at = 0; at < codes.length; at++) {
     const code = codes[at];
@@ -79,7 +80,8 @@ function ofPalette(code) {
   return ofRgb([Math.floor(cube / 36), Math.floor(cube / 6) % 6, cube % 6].map((step) => step * 51));
 }
 
-function classesOf(style) {
+/** Return the classes of a style. */
+export function classesOf(style) {
   const classes = [];
   for (const key of ["bold", "dim", "italic", "underline", "reverse"]) if (style[key]) classes.push(`a-${key}`);
   if (style.fg) classes.push(`f-${style.fg}`);

@@ -16,6 +16,11 @@ export function onSignedOut(act) {
   signedOut = act;
 }
 
+/** Whether a session may run commands in the workspaces that it sees. */
+export function mayRunCommands(session) {
+  return session.role === "operator" || (session.role === "chat" && session.exec);
+}
+
 /** Send a request; return the answer's status and JSON. Throws Problem. */
 export async function send(method, path, body) {
   let answer;
@@ -94,10 +99,11 @@ async function run(path, on, signal) {
   }
 }
 
-function pause(milliseconds, signal) {
+/** Wait before something is tried again; `signal` ends the wait. */
+export function pause(milliseconds, signal) {
   return new Promise((done) => {
     const timer = setTimeout(done, milliseconds);
-    signal.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });
+    signal?.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });
   });
 }
 

@@ -2,7 +2,7 @@
 import { address, get, Problem, send } from "./api.js";
 import { clock, duration, fill, h, onFrame, plain, setText, timeOf, toast } from "./dom.js";
 import { LogView } from "./log.js";
-import { failureTitle, heldUp, label, nameOf, nextStep, ownerOf, settled, tone } from "./states.js";
+import { acceptsCommands, failureTitle, heldUp, label, nameOf, nextStep, ownerOf, settled, tone } from "./states.js";
 import { buildsOf, buildTable, eventTable, phaseBars, staysOf } from "./timeline.js";
 
 export class ChatView {
@@ -181,13 +181,15 @@ export class ChatView {
     const busy = state === "building" || state === "stopping";
     const open = busy || (state === "failed" && chat.failure?.reason === "build_timeout");
     const known = Boolean(chat.details?.owner_id) || this.app.session.role === "chat";
-    const key = [state, canceled, known, build?.id, chat.failure?.reason].join();
+    const terminal = this.app.mayRunCommands && acceptsCommands(chat);
+    const key = [state, canceled, known, build?.id, chat.failure?.reason, terminal].join();
     if (this.actionsKey === key) return;
     this.actionsKey = key;
     const start = ["stopped", "failed"].includes(state) && chat.workspace && !open;
     const stop = ["ready", "scripts_running", "agent_connecting", "failed"].includes(state) && chat.workspace && !open;
     fill(
       this.actions,
+      terminal ? h("a.button", { href: `/page/terminal.html#${this.id}`, target: "_blank", title: "Opens in a new tab" }, "Terminal") : null,
       start && known ? h("button.primary", { onclick: () => this.call("start_workspace", "Start requested") }, "Start") : null,
       stop && known ? h("button", { onclick: () => this.call("stop_workspace", "Stop requested") }, "Stop") : null,
       open && !canceled ? h("button", { onclick: () => this.cancelBuild() }, "Cancel build") : null,

@@ -93,3 +93,9 @@ export function onFrame(draw) {
     });
   };
 }
+
+/** Use the colours of a theme: "light", "dark", or "system". */
+export function applyTheme(theme) {
+  if (theme === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+}

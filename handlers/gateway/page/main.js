@@ -1,9 +1,9 @@
 // The page: who is signed in, which view is shown, and the one stream that all views share.
-import { follow, get, onSignedOut, Problem, send } from "./api.js";
+import { follow, get, mayRunCommands, onSignedOut, Problem, send } from "./api.js";
 import { Board } from "./board.js";
 import { ChatView } from "./chat.js";
 import { CreateView } from "./create.js";
-import { fill, h, plain, setText, toast } from "./dom.js";
+import { applyTheme, fill, h, plain, setText, toast } from "./dom.js";
 import { OperatorView } from "./operator.js";
 
 class App {
@@ -22,6 +22,10 @@ class App {
   /** Whether the session may call tools, not only look. */
   get mayAct() {
     return this.session.role === "operator" || this.session.role === "chat";
+  }
+
+  get mayRunCommands() {
+    return mayRunCommands(this.session);
   }
 
   async start() {
@@ -221,11 +225,6 @@ class App {
 }
 
 const THEMES = ["system", "light", "dark"];
-
-function applyTheme(theme) {
-  if (theme === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
-}
 
 function showTheme(button) {
   setText(button, { system: "Auto", light: "Light", dark: "Dark" }[localStorage.getItem("theme") ?? "system"]);

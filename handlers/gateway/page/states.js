@@ -45,6 +45,12 @@ export function settled(state) {
   return ["ready", "failed", "stopped", "none"].includes(state);
 }
 
+/** Whether the workspace takes commands: its agent is connected, and its start is over or under way. */
+export function acceptsCommands(chat) {
+  const started = ["scripts_running", "ready"].includes(chat.state) || chat.failure?.reason?.startsWith("startup_scripts_");
+  return Boolean(started) && chat.agent?.status === "connected";
+}
+
 export function nameOf(chat) {
   return plain(chat.workspace?.name ?? "") || "–";
 }
