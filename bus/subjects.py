@@ -88,6 +88,8 @@ ALL_SERVICES: Final = "$SRV.>"
 """Discovery, ping and statistics of NATS micro services."""
 ALL_SERVERS: Final = "$SYS.REQ.SERVER.PING.STATSZ"
 """Asks all NATS servers for their versions and when they started."""
+CONNECTIONS: Final = "$SYS.ACCOUNT.*.*"
+"""Where the server says that a client of an account has connected, or is gone."""
 GATEWAY_SERVICE: Final = "workspaced"
 """The name of the gateways' micro service."""
 AUTH_CALLOUT: Final = "$SYS.REQ.USER.AUTH"
@@ -152,6 +154,11 @@ def exec_output(chat: str, agent: str, process: str) -> str:
 def exec_agent(subject: str) -> str:
     """Return the agent from a subject of `exec_output`."""
     return subject.split(".")[3]
+
+
+def connections(account: str) -> str:
+    """Return the part of `CONNECTIONS` that is about the clients of one account."""
+    return f"$SYS.ACCOUNT.{account}.*"
 
 
 def presence(chat: str, agent: str) -> str:

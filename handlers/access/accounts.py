@@ -120,6 +120,8 @@ EXPORTS: Final[dict[str, tuple[Export, ...]]] = {
     SYSTEM: (
         _service(KICK, CORE, CHATS),
         _service(subjects.ALL_SERVERS, CORE, options=_MANY_ANSWERS),
+        # Of the accounts of workers, provisioners and gateways, not of agents and frontends.
+        *(_stream(subjects.connections(account), CHATS) for account in (CORE, CHATS)),
     ),
 }
 """The accounts, and what each exports to others."""

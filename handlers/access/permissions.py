@@ -131,6 +131,7 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
             subjects.ALL_UI,
             subjects.REVOCATIONS,
             subjects.ALL_SERVICES,  # discovery and statistics of micro services
+            subjects.CONNECTIONS,  # for operators who look at what runs
             subjects.AUTH_CALLOUT,
             "_INBOX_gateway.>",
         ),

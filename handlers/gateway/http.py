@@ -452,11 +452,17 @@ class HttpApi:
                 HTTPStatus.FORBIDDEN,
                 "only an operator's token permits the stream of all chats: name some, ?chat=<chat id>",
             )
+        presence = _flag(asked.query, "presence")
+        if presence and asked.token.role != "operator":
+            raise Problem(
+                HTTPStatus.FORBIDDEN, "only an operator's token permits presence=true"
+            )
         stream = EventStream(
             self.bus,
             chats,
             exec_events=asked.token.exec,
             last_id=asked.request.headers.get("Last-Event-ID", ""),
+            presence=presence,
         )
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         if asked.request.method == "HEAD":  # it has no body, so there is nothing to follow
@@ -563,11 +569,14 @@ def _numbers(query: Mapping[str, str]) -> dict[str, Any]:
 
 def _flags(query: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields of a query, flags as booleans. Raises Problem 400."""
-    found: dict[str, Any] = dict(query)
-    if (given := found.pop("details", "")) not in ("", "true", "false"):
-        text = f"details: {given!r} is neither true nor false"
-        raise Problem(HTTPStatus.BAD_REQUEST, text)
-    return {**found, "details": given == "true"}
+    return {**query, "details": _flag(query, "details")}
+
+
+def _flag(query: Mapping[str, str], name: str) -> bool:
+    """Return a field of a query that is true or false, false if it is absent. Raises Problem 400."""
+    if (given := query.get(name, "")) not in ("", "true", "false"):
+        raise Problem(HTTPStatus.BAD_REQUEST, f"{name}: {given!r} is neither true nor false")
+    return given == "true"
 
 
 def _page_body(asked: Asked) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from bus import Backoff, Bus, Message, StoredMessage, Subscription, Unavailable, subjects
+from bus import Backoff, Bus, Denied, Message, StoredMessage, Subscription, Unavailable, subjects
 from bus.messages import SEQUENCE
 from bus.streams import EXEC, LOG, STATE
 from handlers.gateway.http_admission import Ending
@@ -41,6 +41,8 @@ BACKLOG: Final = 2_000
 _LAST_WRITE: Final = 1.0
 """Seconds in which the client has to read why its stream ends."""
 _COMMENT: Final = b":\n\n"
+_PRESENCE: Final = "presence"
+"""Stands in the queue where the chat of a message stands otherwise."""
 Kind = Literal["state", "log", "exec"]
 Reason = Ending | Literal["slow"]
 """Why a stream ends: its token is no longer valid, the gateway cannot go on with it, or the client is too slow."""
@@ -103,7 +105,11 @@ class EventStream:
     """Whether the client sees the commands that run."""
     last_id: str = ""
     """The id of the last event that the client has seen; empty: none."""
+    presence: bool = False
+    """Whether the client is told that a worker, gateway, provisioner or command has connected to NATS or is gone."""
     _followed: dict[str, _Followed] = field(default_factory=dict)
+    _told: bool = True
+    """Whether no event `presence` waits to be sent; one stands for all until then."""
     _writing: bool = False
     """Whether the stream waits for the client, and not for NATS."""
 
@@ -122,6 +128,8 @@ class EventStream:
                 subscription = await stack.enter_async_context(self.bus.subscribe(subject))
                 reader = asyncio.ensure_future(self._read(chat, subscription, queue, full))
                 stack.callback(reader.cancel)
+            if self.presence:
+                await self._watch(stack, queue)
             before = _unpack(self.last_id)
             for chat in self.chats:
                 self._followed[chat] = await self._begin(chat, before)
@@ -169,6 +177,10 @@ class EventStream:
                     chat, message = await queue.get()
             except TimeoutError:
                 await self._put(response, _COMMENT)
+                continue
+            if chat == _PRESENCE:
+                self._told = True
+                await self._put(response, _text("presence", b"{}", ""))
                 continue
             followed_or_none = self._followed.get(chat)
             if followed_or_none is None:
@@ -251,6 +263,30 @@ class EventStream:
         self._writing = True
         await response.write(text)
         self._writing = False
+
+    async def _watch(
+        self, stack: AsyncExitStack, queue: Queue[tuple[str, Message | None]]
+    ) -> None:
+        """From now on, queue an event when clients connect to NATS or are gone. Raises Unavailable."""
+        try:
+            connections = await stack.enter_async_context(self.bus.subscribe(subjects.CONNECTIONS))
+        except Denied as error:
+            log.warning(
+                "nobody is told who connects to NATS: %s; renew its authorization block "
+                "(`workspaced nats-auth`)",
+                error,
+            )
+            return
+
+        async def read() -> None:
+            while True:
+                await connections.next_or_reconnect()
+                if self._told and not queue.full():
+                    self._told = False
+                    queue.put_nowait((_PRESENCE, None))
+
+        reader = asyncio.ensure_future(read())
+        stack.callback(reader.cancel)
 
     async def _read(
         self,

@@ -82,7 +82,10 @@ _MORE: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     "get_call": {"wait_seconds": _WAIT},
     "list_templates": {"organization_id": _UUID, "query": _PLAIN, "page": _PAGE},
     "read_template": {"organization_id": _UUID},
-    "stream": {"chat": {"type": "array", "items": _UUID, "maxItems": 100}},
+    "stream": {
+        "chat": {"type": "array", "items": _UUID, "maxItems": 100},
+        "presence": {"enum": ["", "true", "false"]},
+    },
 }
 """What a route takes besides or more exactly, in its body or, if it has none, in its query. All may be absent."""
 _OF_THE_TOKEN: Final = frozenset(("organization_id", "owner_id", "owner_name"))
@@ -227,7 +230,7 @@ def _responses(route: Described, schemas: dict[str, Any]) -> dict[str, Any]:
         found["202"] = {"description": "It is stored and goes on", "content": accepted}
     if route.answer == "stream":
         text = {"text/event-stream": {"schema": _TEXT}}
-        found["200"] = {"description": "Server-Sent Events: state, log, exec, end", "content": text}
+        found["200"] = {"description": "Server-Sent Events: state, log, exec, presence, end", "content": text}
     elif route.answer != "delete_workspace":
         schema = _reply_schema(_REPLIES.get(route.answer), schemas)
         found["200"] = {

@@ -248,7 +248,8 @@ def subscribed(ids: Ids) -> list[str]:
         "workspaced.resend.agent",
         "workspaced.rpc.get_chat",
         "workspaced.token.revoked",
-        *("$SYS.>", "$SYS.REQ.USER.AUTH", "$SYS.ACCOUNT.>", "$SRV.>", "$SRV.PING"),
+        *("$SYS.>", "$SYS.REQ.USER.AUTH", "$SYS.ACCOUNT.>", "$SYS.ACCOUNT.APP.CONNECT"),
+        *("$SRV.>", "$SRV.PING"),
         *("$JS.>", "$JS.API.>", "$JS.ACK.>", "$JS.EVENT.>", "$JSC.>", "_R_.>", "_INBOX.>"),
         *(f"_INBOX_{who}.>" for who in ("worker", "chat-service", "provisioner", "gateway")),
         "_INBOX.abcdefghijklmnopqrstuv.x",
@@ -276,7 +277,8 @@ def may_subscribe(party: str, subject: str, ids: Ids) -> bool:
             }
         )
     if party == "gateway":
-        return subject in ("$SYS.REQ.USER.AUTH", "workspaced.token.revoked") or subject.startswith(
+        own = ("$SYS.REQ.USER.AUTH", "$SYS.ACCOUNT.APP.CONNECT", "workspaced.token.revoked")
+        return subject in own or subject.startswith(
             ("workspaced.rpc.", "workspaced.result.", "workspaced.ui.", "$SRV.")
         )
     if party == "agent":

@@ -59,15 +59,19 @@ export function address(path, query) {
   return given.length ? `${path}?${new URLSearchParams(given)}` : path;
 }
 
+const SILENCE = 40000; // milliseconds without a byte, though the gateway writes every 15 s, after which it is gone
+
 /** Follow chats; reconnect for ever, and resume where the last event was.
  *
  * `on.event(kind, event)` gets each event, `on.begun()` is called whenever a stream begins (also again), and
- * `on.status(text)` says how the connection is: "live", or why it is not.
+ * `on.status(text, problem)` says how the connection is: "live" or "reconnecting", and why a stream did not begin.
+ * With `presence`, the stream also tells when a client of NATS comes or goes.
  */
-export function follow(chats, on) {
-  const query = chats.map((chat) => `chat=${encodeURIComponent(chat)}`).join("&");
+export function follow(chats, presence, on) {
+  const query = chats.map((chat) => ["chat", chat]);
+  if (presence) query.push(["presence", "true"]);
   const stop = new AbortController();
-  run(query ? `/v1/stream?${query}` : "/v1/stream", on, stop.signal);
+  run(query.length ? `/v1/stream?${new URLSearchParams(query)}` : "/v1/stream", on, stop.signal);
   return () => stop.abort();
 }
 
@@ -75,26 +79,35 @@ async function run(path, on, signal) {
   let lastId = "";
   let failures = 0;
   while (!signal.aborted) {
+    let problem = null;
+    const silent = new AbortController();
+    let silence = setTimeout(() => silent.abort(), SILENCE);
+    const heard = () => {
+      clearTimeout(silence);
+      silence = setTimeout(() => silent.abort(), SILENCE);
+    };
     try {
       const headers = lastId ? { "Last-Event-ID": lastId } : {};
-      const answer = await fetch(path, { headers, signal, cache: "no-store" });
+      const answer = await fetch(path, { headers, signal: AbortSignal.any([signal, silent.signal]), cache: "no-store" });
       if (answer.status === 401) return signedOut();
-      if (!answer.ok) throw new Problem(answer.status, "the gateway is not ready");
+      if (!answer.ok) throw new Problem(answer.status, (await answer.json()).detail);
       failures = 0;
       on.status("live");
       on.begun?.();
       let end = null;
-      await read(answer.body, (kind, id, data) => {
+      await read(answer.body, heard, (kind, id, data) => {
         if (id) lastId = id;
         if (kind === "end") end = JSON.parse(data).reason;
         else if (kind) on.event(kind, JSON.parse(data));
       });
       if (end === "token") return signedOut();
-    } catch {
-      if (signal.aborted) return;
+    } catch (error) {
+      problem = error instanceof Problem ? error : new Problem(0, "the gateway can't be reached");
+    } finally {
+      clearTimeout(silence);
     }
     if (signal.aborted) return;
-    on.status("reconnecting");
+    on.status("reconnecting", problem);
     await pause(Math.min(5000, 150 * 2 ** failures++) * (0.7 + 0.6 * Math.random()), signal); // back-off
   }
 }
@@ -108,12 +121,13 @@ export function pause(milliseconds, signal) {
 }
 
 /** Read the text of a stream of Server-Sent Events, and hand on each event as soon as it is complete. */
-async function read(stream, handle) {
+async function read(stream, heard, handle) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
+    heard();
     rest += value;
     let end;
     while ((end = rest.indexOf("\n\n")) >= 0) {

@@ -95,6 +95,7 @@ export class Board {
     this.resized.disconnect();
     clearInterval(this.ticking);
     clearTimeout(this.typing);
+    clearTimeout(this.later);
     this.body = null;
   }
 
@@ -107,6 +108,7 @@ export class Board {
   /** Read the chats that fit from the server, page by page; show each page as it comes. */
   async load() {
     this.reading?.abort();
+    clearTimeout(this.later);
     const reading = (this.reading = new AbortController());
     const chats = this.app.chats;
     const seen = new Set();
@@ -130,9 +132,12 @@ export class Board {
       } else {
         for (const id of this.app.session.chat_ids) this.app.remember(await get(`/v1/chats/${id}?details=true`));
       }
+      this.app.health.reading(null);
     } catch (problem) {
-      if (problem instanceof Problem) toast(`The chats can't be read: ${problem.message}`, "error");
-      else throw problem;
+      if (!(problem instanceof Problem)) throw problem;
+      this.app.health.reading(problem);
+      if (problem.status && problem.status !== 503) toast(`The chats can't be read: ${problem.message}`, "error");
+      else if (this.body && !reading.signal.aborted) this.later = setTimeout(() => this.load(), 2000); // back-off
     } finally {
       if (!reading.signal.aborted) {
         this.loading = false;
@@ -171,11 +176,20 @@ export class Board {
   changed(chat, before) {
     if (before && this.fits(before) && this.fits(chat) && this.order !== "attention") {
       const element = this.elements.get(chat.chat_id);
-      if (element) update(element, chat);
+      if (element) update(element, chat, this.app.health.status);
       if (this.order === "recent" && this.scroller.scrollTop < 4) this.resort();
       return;
     }
     this.resort();
+  }
+
+  /** The status was read: it may say what holds chats up. */
+  judged() {
+    this.sort();
+  }
+
+  isBad(chat) {
+    return needsAttention(chat, this.app.health.status);
   }
 
   sort() {
@@ -185,11 +199,11 @@ export class Board {
     const orders = {
       recent: (a, b) => since(b) - since(a),
       oldest: (a, b) => since(a) - since(b),
-      attention: (a, b) => Number(needsAttention(b)) - Number(needsAttention(a)) || since(b) - since(a),
+      attention: (a, b) => Number(this.isBad(b)) - Number(this.isBad(a)) || since(b) - since(a),
       name: (a, b) => nameOf(a).localeCompare(nameOf(b)),
     };
     this.rows = rows.sort(orders[this.order]).map((chat) => chat.chat_id);
-    const bad = rows.filter(needsAttention).length;
+    const bad = rows.filter((chat) => this.isBad(chat)).length;
     const number = this.rows.length.toLocaleString();
     setText(
       this.count,
@@ -244,7 +258,7 @@ export class Board {
         element.style.transform = `translateY(${at * height}px)`;
         element.setAttribute("aria-rowindex", String(at + 2));
       }
-      update(element, chat);
+      update(element, chat, this.app.health.status);
     }
     for (const [id, element] of this.elements) {
       if (kept.has(id)) continue;
@@ -295,19 +309,20 @@ function makeRow() {
 }
 
 /** Show a chat in its row; what is shown already stays as it is. */
-function update(element, chat) {
-  if (element.chat !== chat) {
-    element.chat = chat;
+function update(element, chat, status) {
+  if (element.chat !== chat || element.status !== status) {
+    Object.assign(element, { chat, status });
     const { cells, pill } = element;
     setText(pill, label(chat.state));
     pill.className = `pill ${tone(chat.state)}`;
     setText(element.link, nameOf(chat));
     setText(cells[2], ownerOf(chat));
     setText(cells[3], plain(chat.details?.template_name ?? "") || "–");
-    setText(cells[4], heldUp(chat));
-    cells[4].title = heldUp(chat);
+    const held = heldUp(chat, status);
+    setText(cells[4], held);
+    cells[4].title = held;
     cells[1].title = chat.chat_id;
-    element.classList.toggle("alert", needsAttention(chat));
+    element.classList.toggle("alert", needsAttention(chat, status));
   }
   setText(element.cells[5], chat.since ? age(clock.now() - chat.since) : "–");
 }

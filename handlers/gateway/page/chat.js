@@ -2,16 +2,17 @@
 import { address, get, Problem, send } from "./api.js";
 import { clock, duration, fill, h, onFrame, plain, setText, timeOf, toast } from "./dom.js";
 import { LogView } from "./log.js";
-import { acceptsCommands, failureTitle, heldUp, label, nameOf, nextStep, ownerOf, settled, tone } from "./states.js";
-import { buildsOf, buildTable, eventTable, phaseBars, staysOf } from "./timeline.js";
+import { acceptsCommands, failureTitle, heldUp, label, nameOf, nextStep, ownerOf, poolProblem, settled, tone } from "./states.js";
+import { buildsOf, buildTable, eventTable, Observed, phaseBars, staysOf } from "./timeline.js";
 
 export class ChatView {
   constructor(app, id) {
     this.app = app;
     this.id = id;
     this.entries = [];
+    this.observed = new Observed();
     this.calls = [];
-    this.log = new LogView(id);
+    this.log = new LogView(id, app.mayRunCommands);
     this.draw = onFrame(() => this.render());
     this.chosenBuild = null;
   }
@@ -42,15 +43,23 @@ export class ChatView {
       this.life,
       this.openCalls,
       this.log.mount(),
-      this.app.isOperator
-        ? [h("section", h("h2", "Builds"), this.builds), h("section", h("h2", "Events"), this.events)]
-        : null,
+      h("section", h("h2", "Builds"), this.builds, this.app.isOperator ? null : h("p.muted.note", this.notShown())),
+      this.app.isOperator ? h("section", h("h2", "Events"), this.events) : null,
       this.dialog,
     );
     this.ticking = setInterval(() => this.draw(), 1000);
     this.draw();
     this.read();
     return view;
+  }
+
+  /** Return what the session may not see, in words. */
+  notShown() {
+    const { role, exec } = this.app.session;
+    const builds = "Builds from before this page was opened, and the event log, are shown to operators only.";
+    if (exec) return builds;
+    const flag = role === "chat" ? "with --no-exec" : "without --exec";
+    return `${builds} Commands that run in the workspace are not shown: the token of this session was issued ${flag}.`;
   }
 
   unmount() {
@@ -72,14 +81,19 @@ export class ChatView {
         this.calls = chat.open_calls;
         delete chat.open_calls;
         this.app.remember(chat);
+        this.observed.add(this.chat);
         if (this.app.isOperator) await this.readEvents();
+        this.app.health.reading(null);
         this.draw();
         if (this.gone) return;
       } while (this.again);
     } catch (problem) {
       if (!(problem instanceof Problem)) throw problem;
       if (problem.status === 403 || problem.status === 400) fill(this.now, h("p.fault", problem.message));
-      else if (!this.gone) this.later = setTimeout(() => this.read(), 2000); // back-off
+      else if (!this.gone) {
+        this.app.health.reading(problem);
+        this.later = setTimeout(() => this.read(), 2000); // back-off
+      }
     } finally {
       this.readingChat = false;
     }
@@ -97,10 +111,16 @@ export class ChatView {
 
   changed(chat) {
     if (chat.chat_id !== this.id) return;
+    this.observed.add(chat);
+    if (chat.build && !settled(chat.state)) this.app.health.soon(); // the figures of its pool
     this.showState();
     this.draw();
     clearTimeout(this.later);
     this.later = setTimeout(() => this.read(), 120); // changes come in groups
+  }
+
+  judged() {
+    this.draw();
   }
 
   logged(event) {
@@ -133,20 +153,27 @@ export class ChatView {
     document.title = `${name} · ${label(chat.state)}`;
     this.renderFacts(chat);
     this.renderActions(chat);
-    const stays = staysOf(this.entries);
-    const held = chat.state === "failed" ? "" : heldUp(chat);
-    fill(this.now, chat.build ? phaseBars(chat, stays) : null, held ? h("p.held", held) : null);
+    const stays = this.app.isOperator ? staysOf(this.entries) : this.observed.stays;
+    const { status } = this.app.health;
+    const held = chat.state === "failed" ? "" : heldUp(chat, status);
+    const problem = poolProblem(chat, status);
+    fill(
+      this.now,
+      chat.build ? phaseBars(chat, stays) : null,
+      held ? h(problem ? "p.held.wrong" : "p.held", held) : null,
+      problem ? h("p.next", h("strong", "What to do: "), plain(problem.do)) : null,
+    );
     this.renderFailure(chat);
     this.renderLife(chat);
     this.renderCalls();
     const build = this.chosenBuild ?? this.loggedBuild(chat);
     if (build) this.log.show(build);
-    const shown = `${this.entries.at(-1)?.seq}:${this.log.buildId}`;
-    if (this.app.isOperator && this.shown !== shown) {
-      this.shown = shown;
-      fill(this.builds, buildTable(buildsOf(this.entries), this.log.buildId, (id) => this.chooseBuild(id)));
-      fill(this.events, eventTable(this.entries));
-    }
+    const shown = `${this.entries.at(-1)?.seq ?? chat.version}:${this.log.buildId}`;
+    if (this.shown === shown) return;
+    this.shown = shown;
+    const builds = this.app.isOperator ? buildsOf(this.entries) : this.observed.builds();
+    fill(this.builds, buildTable(builds, this.log.buildId, (id) => this.chooseBuild(id)));
+    if (this.app.isOperator) fill(this.events, eventTable(this.entries));
   }
 
   /** The build whose log is shown: the followed one. A workspace that stopped shows its stop. */

@@ -1,13 +1,14 @@
 // The log of a build and of the commands that run: stages that fold, colours, follow, pause and search.
-import { get, Problem } from "./api.js";
+import { get, Problem, send } from "./api.js";
 import { lastFrame, pieces, textOf } from "./ansi.js";
 import { fill, h, onFrame, plain, setText } from "./dom.js";
 
 const MOST = 4000; // lines of a stage that are in the document
 
 export class LogView {
-  constructor(chatId) {
+  constructor(chatId, mayRun) {
     this.chatId = chatId;
+    this.mayRun = mayRun; // and so may ask for the output of commands
     this.draw = onFrame(() => this.render());
     this.following = true;
     this.paused = false;
@@ -114,23 +115,52 @@ export class LogView {
     this.draw();
   }
 
-  /** Add what a command did. */
+  /** Add what a command did. One that began before this page followed the chat is asked for what it wrote before. */
   command(event) {
     const { data, type } = event;
     let known = this.commands.get(data.exec_id);
     if (!known) {
-      const title = data.command === undefined ? "a command" : `$ ${data.command}`;
-      known = { stage: this.stage(`exec ${data.exec_id}`, title, "command"), next: 0, number: 0 };
+      known = { id: data.exec_id, stage: this.stage(`exec ${data.exec_id}`, titleOf(data.command), "command"), next: 0, number: 0, early: null };
       this.commands.set(data.exec_id, known);
+      if (data.command === undefined && this.mayRun) this.readCommand(known);
     }
-    if (type.includes("exec_output") && data.offset >= known.next) {
-      const gap = data.offset > known.next && known.next > 0 ? "…\n" : "";
-      known.next = data.next;
-      known.stage.insert({ output: gap + data.output, sequence: ++known.number, raw: true });
-    } else if (type.includes("exec_exited")) {
-      known.stage.note(data.exit_code === 0 ? "done" : `ended: ${data.reason ?? data.signal ?? `status ${data.exit_code}`}`);
-    }
+    if (known.early) known.early.push(event);
+    else if (type.includes("exec_output")) this.output(known, data);
+    else if (type.includes("exec_exited")) known.stage.note(data.exit_code === 0 ? "done" : `ended: ${data.reason ?? data.signal ?? `status ${data.exit_code}`}`);
     this.draw();
+  }
+
+  /** Add a piece of a command's output, or what of it is new. */
+  output(known, { offset, next, output }) {
+    if (next <= known.next) return;
+    const late = offset > known.next ? `… ${(offset - known.next).toLocaleString()} bytes are not shown …\n` : "";
+    const text = offset < known.next ? withoutBytes(output, known.next - offset) : output;
+    known.next = next;
+    known.stage.insert({ output: late + text, sequence: ++known.number, raw: true });
+  }
+
+  /** Read the command and what it wrote so far; what comes by the stream meanwhile waits. */
+  async readCommand(known) {
+    known.early = [];
+    const ask = async (tool, args) => (await send("POST", `/v1/chats/${this.chatId}/tools/${tool}`, { args })).body;
+    try {
+      const listed = await ask("process_list", {});
+      const found = listed.result.processes?.find((one) => one.exec_id === known.id);
+      if (found) known.stage.rename(titleOf(found.command));
+      for (let page = null; !page || page.output; ) {
+        const answer = await ask("process_output", { exec_id: known.id, after: known.next });
+        if (answer.is_error) break;
+        page = answer.result;
+        if (page.output) this.output(known, page);
+      }
+    } catch (problem) {
+      if (!(problem instanceof Problem)) throw problem;
+    } finally {
+      const { early } = known;
+      known.early = null;
+      for (const event of early) this.command(event);
+      this.draw();
+    }
   }
 
   stage(key, title, origin) {
@@ -229,6 +259,11 @@ class Stage {
     this.undrawn += 1;
   }
 
+  rename(title) {
+    this.title = plain(title);
+    if (this.heading) setText(this.heading.firstElementChild, this.title);
+  }
+
   note(text) {
     this.ended = text;
   }
@@ -295,6 +330,15 @@ class Stage {
     if (!element.firstChild) element.append("\u00a0");
     return element;
   }
+}
+
+function titleOf(command) {
+  return command === undefined ? "a command that began earlier" : `$ ${command}`;
+}
+
+/** Return a text without its first bytes in UTF-8. */
+function withoutBytes(text, count) {
+  return new TextDecoder().decode(new TextEncoder().encode(text).slice(count));
 }
 
 function linesOf(output) {

@@ -4,6 +4,7 @@ import { Board } from "./board.js";
 import { ChatView } from "./chat.js";
 import { CreateView } from "./create.js";
 import { applyTheme, fill, h, plain, setText, toast } from "./dom.js";
+import { Health } from "./health.js";
 import { OperatorView } from "./operator.js";
 
 class App {
@@ -12,11 +13,12 @@ class App {
     this.main = document.getElementById("main");
     this.chats = new Map();
     this.view = null;
+    this.health = new Health(this);
     this.board = new Board(this);
   }
 
   get isOperator() {
-    return this.session.role === "operator";
+    return this.session?.role === "operator";
   }
 
   /** Whether the session may call tools, not only look. */
@@ -53,6 +55,8 @@ class App {
     this.stop?.();
     this.view?.unmount?.();
     this.view = null;
+    this.health.status = null;
+    this.health.connection(true);
     fill(this.bar);
     const field = h("input", { type: "password", id: "code", autocomplete: "off", required: true });
     const fault = h("p.fault", { role: "alert" }, why);
@@ -82,11 +86,12 @@ class App {
   }
 
   header() {
+    this.operations = this.isOperator ? h("a", { href: "#/operator" }, "Operations") : null;
     this.links = h(
       "nav",
       { "aria-label": "Views" },
       this.session.chat_ids.length === 1 ? null : h("a", { href: "#/" }, "Chats"),
-      this.isOperator ? h("a", { href: "#/operator" }, "Operations") : null,
+      this.operations,
     );
     this.connection = h("span.live", { role: "status" }, "connecting");
     const theme = h("button.quiet", { onclick: () => nextTheme(theme), "aria-label": "Theme", title: "Theme" });
@@ -124,6 +129,7 @@ class App {
       else link.removeAttribute("aria-current");
     }
     this.connect(view === "chat" ? [id] : this.session.chat_ids);
+    this.health.draw();
     window.scrollTo(0, 0);
   }
 
@@ -134,13 +140,15 @@ class App {
     this.stop?.();
     this.following = key;
     let again = false;
-    this.stop = follow(chats, {
+    this.stop = follow(chats, this.isOperator, {
       event: (kind, event) => this.event(kind, event),
-      status: (text) => {
+      status: (text, problem) => {
         setText(this.connection, text);
         this.connection.className = `live ${text}`;
+        this.health.connection(text === "live", problem);
       },
       begun: () => {
+        this.health.read();
         if (again || chats.length) this.view?.resumed?.();
         if (again && this.view === this.board) this.board.load();
         again = true;
@@ -155,6 +163,7 @@ class App {
       if (chat) this.view?.changed?.(chat, before, event);
     } else if (kind === "log") this.view?.logged?.(event);
     else if (kind === "exec") this.view?.exec?.(event);
+    else if (kind === "presence") this.health.presence();
   }
 
   /** Call a tool, and say later what became of it if that is not well. Return the first answer. */

@@ -1,61 +1,45 @@
 // What operators look at: what is wrong and what to do, and what serves, waits and was thrown away.
 import { get, Problem } from "./api.js";
-import { age, clock, duration, fill, h, plain, timeOf, toast } from "./dom.js";
+import { age, clock, duration, fill, h, plain, timeOf } from "./dom.js";
 import { label, tone } from "./states.js";
-
-const AGAIN = 3000; // milliseconds between two readings while chats change
 
 export class OperatorView {
   constructor(app) {
     this.app = app;
-    this.last = 0;
+    this.showsProblems = true;
   }
 
   mount() {
     this.at = h("span.muted");
     this.body = h("div", h("p.muted", "Reading…"));
-    this.focused = () => this.soon();
+    this.focused = () => this.app.health.soon();
     window.addEventListener("focus", this.focused);
-    this.read();
+    this.app.health.read();
     return h(
       "section.operator",
-      h("div.toolbar", h("h1", "Operations"), this.at, h("span.grow"), h("button", { onclick: () => this.read() }, "Refresh")),
+      h("div.toolbar", h("h1", "Operations"), this.at, h("span.grow"), h("button", { onclick: () => this.app.health.read() }, "Refresh")),
       this.body,
     );
   }
 
   unmount() {
     this.gone = true;
-    clearTimeout(this.timer);
     window.removeEventListener("focus", this.focused);
   }
 
   /** A chat has changed, so these figures may have: read them again, but not for each change. */
   changed() {
-    this.soon();
+    this.app.health.soon();
   }
 
-  resumed() {
-    this.soon();
-  }
-
-  soon() {
-    if (this.timer) return;
-    this.timer = setTimeout(() => this.read(), Math.max(0, this.last + AGAIN - performance.now()));
-  }
-
-  async read() {
-    clearTimeout(this.timer);
-    this.timer = null;
-    this.last = performance.now();
-    const paths = ["/v1/status", "/v1/calls", "/v1/dead", "/v1/builds/times"];
-    const found = await Promise.allSettled(paths.map((path) => get(path)));
+  /** The status was read: read the rest, and show both. */
+  async judged() {
+    const found = await Promise.allSettled(["/v1/calls", "/v1/dead", "/v1/builds/times"].map((path) => get(path)));
     if (this.gone) return;
-    const failed = found.find((one) => one.status === "rejected");
-    if (failed && !(failed.reason instanceof Problem)) throw failed.reason;
-    if (failed) toast(failed.reason.message, "error");
-    const [status, calls, dead, times] = found.map((one) => (one.status === "fulfilled" ? one.value : null));
-    if (!status) return;
+    const unexpected = found.find((one) => one.status === "rejected" && !(one.reason instanceof Problem));
+    if (unexpected) throw unexpected.reason;
+    const [calls, dead, times] = found.map((one) => (one.status === "fulfilled" ? one.value : { problem: one.reason.message }));
+    const { status } = this.app.health;
     fill(this.at, "as of ", timeOf(status.at));
     fill(this.body, this.problems(status), this.figures(status), this.pools(status), this.calls(calls), this.times(times), this.dead(dead), this.servers(status), this.streams(status));
   }
@@ -105,7 +89,7 @@ export class OperatorView {
   }
 
   calls(page) {
-    if (!page) return null;
+    if (page.problem) return unread("Waiting calls", page);
     return part(
       "Waiting calls",
       ["Chat", "Tool", "State", "Waits for", "Since"],
@@ -127,7 +111,7 @@ export class OperatorView {
   }
 
   times(found) {
-    if (!found) return null;
+    if (found.problem) return unread("Build times", found);
     return part(
       "Build times",
       ["Template", "Kind", "Builds", "Failed", "Queued", "Median", "90 %", "Longest"],
@@ -138,7 +122,7 @@ export class OperatorView {
   }
 
   dead(page) {
-    if (!page) return null;
+    if (page.problem) return unread("Dead letters", page);
     return part(
       "Dead letters",
       ["No.", "When", "From", "Chat", "Why"],
@@ -189,6 +173,11 @@ function part(title, head, rows, none = "None.", foot = "") {
     ? h("table", h("thead", h("tr", head.map((name) => h("th", { scope: "col" }, name)))), h("tbody", rows.map((cells) => h("tr", cells.map((cell) => h("td", cell))))))
     : h("p.muted", none);
   return h("section", h("h2", title), h("div.scroll", { tabIndex: 0, role: "region", "aria-label": title }, content), foot ? h("p.muted", foot) : null);
+}
+
+/** A part that could not be read. */
+function unread(title, { problem }) {
+  return h("section", h("h2", title), h("div.scroll", h("p.muted", `Not known: ${plain(problem)}.`)));
 }
 
 function ago(moment) {

@@ -75,9 +75,18 @@ export function nextStep(chat) {
   return NEXT[failure.reason] ?? "";
 }
 
-/** Return in one line what a chat waits for, or what is wrong with it; empty if nothing is. */
-export function heldUp(chat) {
+/** Return the problem, `{what, do}`, of the pool whose provisioners should carry on a chat's build, if it has one. */
+export function poolProblem(chat, status) {
+  const { build, state } = chat;
+  if (!build?.pool || !["building", "stopping"].includes(state)) return undefined;
+  return status?.problems.find((problem) => problem.where === `pool ${build.pool}`);
+}
+
+/** Return in one line what a chat waits for, or what is wrong with it; empty if nothing is. `status` may be null. */
+export function heldUp(chat, status) {
   const { build, agent, state } = chat;
+  const problem = poolProblem(chat, status);
+  if (problem) return plain(`Pool ${build.pool}: ${problem.what}`);
   if (state === "failed") return plain(`${failureTitle(chat)}: ${lastLine(chat.failure?.message)}`);
   if (chat.notice) return plain(chat.notice);
   if (build?.cancel_requested_at && !settled(state)) return "Canceled; waiting for the provisioner to confirm";
@@ -95,8 +104,8 @@ export function heldUp(chat) {
 }
 
 /** Whether a person should look at the chat. */
-export function needsAttention(chat) {
-  return chat.state === "failed" || Boolean(chat.notice) || (chat.state === "ready" && chat.agent && chat.agent.status !== "connected");
+export function needsAttention(chat, status) {
+  return chat.state === "failed" || Boolean(poolProblem(chat, status)) || Boolean(chat.notice) || (chat.state === "ready" && chat.agent && chat.agent.status !== "connected");
 }
 
 function lastLine(text) {

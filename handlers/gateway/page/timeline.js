@@ -44,6 +44,46 @@ export function buildsOf(entries) {
   return [...builds.values()].reverse();
 }
 
+/** The stays and builds of a chat as its states tell them: for sessions that may not read its event log. */
+export class Observed {
+  constructor() {
+    this.stays = [];
+    this.known = new Map();
+  }
+
+  /** Note a state of the chat; `chat.since`: when it was entered. */
+  add(chat) {
+    const { build, state, failure, since } = chat;
+    const last = this.stays.at(-1);
+    const moved = last && (last.state !== state || last.build !== build?.id);
+    if (moved) last.to = since;
+    if (!last || moved) this.stays.push({ state, from: since, to: null, build: build?.id });
+    const deleted = moved && state === "none" ? this.known.get(last.build) : null;
+    if (deleted) this.end(deleted, "succeeded", since);
+    if (!build) return;
+    const known = this.known.get(build.id) ?? { id: build.id, number: build.number, transition: build.transition, requested: build.started_at, result: null };
+    this.known.set(build.id, known);
+    known.begun = build.begun_at ?? undefined;
+    const result = resultOf(state, failure);
+    if (result) this.end(known, result, moved && last.build === build.id ? since : null);
+  }
+
+  end(build, result, at) {
+    if (build.result !== result) Object.assign(build, { result, ended: at === null ? undefined : new Date(at).toISOString() });
+  }
+
+  /** The builds, the newest first. */
+  builds() {
+    return [...this.known.values()].reverse();
+  }
+}
+
+/** Return how the followed build ended, as its chat's state tells it; null while it goes on. */
+function resultOf(state, failure) {
+  if (state === "building" || state === "stopping" || failure?.reason === "build_timeout") return null;
+  return { build_failed: "failed", build_canceled: "canceled" }[failure?.reason] ?? "succeeded";
+}
+
 /** Draw a bar for each phase of the present build: its time, and of the running one what is left of its limit. */
 export function phaseBars(chat, stays) {
   const transition = chat.build?.transition ?? "start";
