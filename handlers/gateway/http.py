@@ -454,9 +454,7 @@ class HttpApi:
             )
         presence = _flag(asked.query, "presence")
         if presence and asked.token.role != "operator":
-            raise Problem(
-                HTTPStatus.FORBIDDEN, "only an operator's token permits presence=true"
-            )
+            raise Problem(HTTPStatus.FORBIDDEN, "only an operator's token permits presence=true")
         stream = EventStream(
             self.bus,
             chats,

@@ -264,9 +264,7 @@ class EventStream:
         await response.write(text)
         self._writing = False
 
-    async def _watch(
-        self, stack: AsyncExitStack, queue: Queue[tuple[str, Message | None]]
-    ) -> None:
+    async def _watch(self, stack: AsyncExitStack, queue: Queue[tuple[str, Message | None]]) -> None:
         """From now on, queue an event when clients connect to NATS or are gone. Raises Unavailable."""
         try:
             connections = await stack.enter_async_context(self.bus.subscribe(subjects.CONNECTIONS))

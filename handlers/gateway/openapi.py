@@ -230,7 +230,10 @@ def _responses(route: Described, schemas: dict[str, Any]) -> dict[str, Any]:
         found["202"] = {"description": "It is stored and goes on", "content": accepted}
     if route.answer == "stream":
         text = {"text/event-stream": {"schema": _TEXT}}
-        found["200"] = {"description": "Server-Sent Events: state, log, exec, presence, end", "content": text}
+        found["200"] = {
+            "description": "Server-Sent Events: state, log, exec, presence, end",
+            "content": text,
+        }
     elif route.answer != "delete_workspace":
         schema = _reply_schema(_REPLIES.get(route.answer), schemas)
         found["200"] = {

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,56 +12,18 @@ from handlers.embedded import Servers
 from tests.cli.template_folders import folder
 from tests.rigs.client import Participant, connected, role_options
 from tests.rigs.messages import cloud_event, new_id
-from tests.rigs.processes import Process, run
+from tests.rigs.system import SLOW, System
 
-SLOW = """
-name = "slow"
-pool = "garage"
-
-[build]
-start = "echo begun; exec sleep 600"
-"""
 NOWHERE = "nats://127.0.0.1:1"
 
 
-class System:
-    """Servers without roles, and the commands that use them."""
-
-    def __init__(self, servers: Servers, database: str, home: Path) -> None:
-        self._servers, self._database, self._home = servers, database, home
-        self.nats, self.credentials = servers.nats_url, servers.credentials
-
-    def flags(self, nats: str = "", database: str = "") -> tuple[str | Path, ...]:
-        return (
-            *("--nats-url", nats or self._servers.nats_url),
-            *("--database-url", database or self._database),
-            *("--credentials", self._servers.credentials, "--data-dir", self._home),
-        )
-
-    def run(self, *words: str | Path, **other: str) -> subprocess.CompletedProcess[str]:
-        return run(*words, *self.flags(**other))
-
-    def data(self, *words: str | Path) -> Any:
-        done = self.run(*words)
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    def problems(self, **other: str) -> dict[str, str]:
-        """Return what `status` finds wrong, by place."""
-        done = self.run("status", **other)
-        status = json.loads(done.stdout)
-        assert done.returncode == (1 if status["problems"] else 0), done.stderr
-        assert all(problem["do"] for problem in status["problems"])
-        return {problem["where"]: problem["what"] for problem in status["problems"]}
-
-    @contextmanager
-    def role(self, *words: str, **env: str) -> Iterator[Process]:
-        process = Process(*words, *self.flags(), env=env)
-        try:
-            process.wait_for_output(f"{words[0]} is ready")
-            yield process
-        finally:
-            process.kill()
+def problems(system: System, **other: str) -> dict[str, str]:
+    """Return what `status` finds wrong, by place."""
+    done = system.run("status", **other)
+    status = json.loads(done.stdout)
+    assert done.returncode == (1 if status["problems"] else 0), done.stderr
+    assert all(problem["do"] for problem in status["problems"])
+    return {problem["where"]: problem["what"] for problem in status["problems"]}
 
 
 @pytest.fixture
@@ -77,20 +35,18 @@ def test_each_question_is_answered_in_the_situation_that_raises_it(
     system: System, tmp_path: Path
 ) -> None:
     system.data("migrate")
-    pushed = system.data("template", "push", folder(tmp_path, SLOW))[0]
-    nothing = system.problems()
+    system.data("template", "push", folder(tmp_path, SLOW))
+    nothing = problems(system)
     assert "no worker runs" in nothing["workers"]
     assert "no gateway runs" in nothing["gateways"]
     assert "pool garage" in nothing
 
     with system.role("worker", WORKSPACED_JOB_QUEUE="1"), system.role("gateway") as gateway:
-        unserved = system.problems()
+        unserved = problems(system)
         assert unserved == {"pool garage": "no provisioner serves it: the next build will wait"}
 
         chat = new_id()
-        creating = Process(
-            *("create", pushed["template_id"], "--chat", chat, "--call-id", "c1"), *system.flags()
-        )
+        creating = system.begin("create", "slow", "--chat", chat, "--call-id", "c1")
         creating.wait_for_output("nobody serves it")
         full = system.run("status")
         assert full.returncode == 1
@@ -103,8 +59,8 @@ def test_each_question_is_answered_in_the_situation_that_raises_it(
         name = ("provisioner", "--name", "smith", "--pool", "garage")
         with system.role(*name):
             creating.wait_for_output("begun")
-            assert system.problems() == {}
-        dead = system.problems()  # it was killed
+            assert problems(system) == {}
+        dead = problems(system)  # it was killed
         assert dead["pool garage"] == (
             "no provisioner serves it, and 1 build that one had begun is not going on"
         )
@@ -127,13 +83,13 @@ def test_each_question_is_answered_in_the_situation_that_raises_it(
         assert "enough of it" in [step["detail"] for step in steps]
 
         gateway.kill()
-        alone = system.problems()
+        alone = problems(system)
         assert "no gateway runs" in alone["gateways"]
         assert "workers" not in alone
 
-    away = system.problems(nats=NOWHERE)
+    away = problems(system, nats=NOWHERE)
     assert "NATS does not answer" in away["NATS"]
-    without = system.problems(database="postgresql://nobody@127.0.0.1:1/none")
+    without = problems(system, database="postgresql://nobody@127.0.0.1:1/none")
     assert "the database takes no changes" in without["PostgreSQL"]
 
 

@@ -35,6 +35,18 @@ name = "main"
 """
 
 
+COMMAND = "echo written 1; until [ -e go ]; do sleep 0.05; done; echo written 2"
+CALL = """([tool, args]) => fetch(`/v1/chats/${location.hash.split("/")[2]}/tools/${tool}`, {
+  method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({args}),
+}).then((answer) => answer.json())"""
+
+
+async def call(tab: Tab, tool: str, args: dict[str, object]) -> None:
+    """Call a tool of the chat that the tab shows, with the rights of its session."""
+    answer = await tab.page.evaluate(CALL, [tool, args])
+    assert answer["is_error"] is False, answer
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     """A directory; at the end, the agents of workspaces in it are killed, which outlive their provisioner."""
@@ -71,6 +83,15 @@ async def test_nothing_is_missing_or_doubled_after_kills(home: Path, open_tab: O
             await tab.shows(".live", "reconnecting")
             gateway = await fleet.start("gateway", "--http-port", str(port))
             await tab.shows(".live", "live")
+            await postgres.stop(signal.SIGKILL)
+            await tab.open("/")
+            await tab.shows("#banner", "the database is unavailable")
+            await tab.page.reload()
+            await tab.shows(".signin", "The database is unavailable")
+            await postgres.start()
+            await tab.shows(".row", "counting")
+            await tab.hides("#banner")
+            await tab.open(f"/chat/{chat}")
             await fleet.end(worker)
             async with fleet.reconnected():
                 await nats.stop(signal.SIGKILL)
@@ -85,7 +106,22 @@ async def test_nothing_is_missing_or_doubled_after_kills(home: Path, open_tab: O
             moves = tab.page.locator("[aria-label='Event log'] td:nth-child(4)")
             await expect(moves.filter(has_text="Building → Connecting")).to_have_count(1)
             await creating
+            await _a_page_opened_during_a_command_shows_all_of_it(tab)
             await _a_shell_goes_on(tab, fleet, chat, gateway, home)
+
+
+async def _a_page_opened_during_a_command_shows_all_of_it(tab: Tab) -> None:
+    await call(tab, "execute", {"command": COMMAND, "wait_seconds": 0})
+    await tab.shows(".line", "written 1")
+    await tab.page.reload()
+    await tab.shows(".pill.big", "Ready")
+    await tab.shows(".live", "live")
+    await call(tab, "write_file", {"path": "go", "content": ""})
+    await tab.shows(".line", "written 2")
+    written = tab.page.locator(".line", has_text=re.compile("^written "))
+    await expect(written).to_have_text(["written 1", "written 2"])
+    await tab.shows(".stagename", f"$ {COMMAND}")
+    await tab.shows(".stagecount", "done")
 
 
 async def _a_shell_goes_on(tab: Tab, fleet: Fleet, chat: str, gateway: Process, home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta
 
 from playwright.async_api import expect
 
@@ -60,10 +61,63 @@ async def test_others_see_only_their_chats_and_change_nothing(
     await tab.shows(".pill.big", "Ready")
     assert chat.id in tab.page.url
     assert await tab.texts(".actions button") == []
+    await tab.shows("[aria-label=Builds] tr", "succeeded")
+    await tab.shows(".note", "the event log, are shown to operators only")
+    await tab.shows(".note", "Commands that run in the workspace are not shown")
+    assert await tab.page.locator("[aria-label='Event log']").count() == 0
+    await tab.is_accessible()
     await tab.open(f"/chat/{hidden.id}")
     await tab.shows(".fault", "this token is not for chat")
     await tab.open("/operator")
     await tab.shows("h1", "Chats")
+
+
+async def test_a_chat_token_sees_and_changes_its_chat_only(world: World, open_tab: OpenTab) -> None:
+    chat = await world.chat()
+    await world.ready(chat)
+    token = await world.operator.rpc(
+        "issue_token",
+        role="chat",
+        chat_ids=[chat.id],
+        organization_id=chat.organization_id,
+        owner_id=chat.owner_id,
+        owner_name=chat.owner_name,
+    )
+    assert world.deployment.up
+    tab = await open_tab(f"{world.deployment.up.http}/")
+    await tab.page.fill("#code", token["token"])
+    await tab.page.click("text=Sign in")
+
+    await tab.shows(".pill.big", "Ready")
+    await tab.shows(".note", "the event log, are shown to operators only")
+    await tab.page.click(".actions >> text=Stop")
+    await tab.shows(".pill.big", "Stopping")
+    await world.provisioner.succeed(await world.provisioner.job(chat, "stop"))
+    await tab.shows(".pill.big", "Stopped")
+    await expect(tab.page.locator("[aria-label=Builds] tbody tr td:nth-child(3)")).to_have_text(
+        ["succeeded", "succeeded"]
+    )
+
+
+async def test_a_workspace_is_kept_longer(world: World, tab: Tab) -> None:
+    assert world.deployment.up
+    world.deployment.up.run("settings", "set", "chat_workspace_ttl", "30m")
+    try:
+        chat = await world.chat()
+        await world.ready(chat)
+    finally:
+        world.deployment.up.run("settings", "unset", "chat_workspace_ttl")
+    await tab.open(f"/chat/{chat.id}")
+    await tab.shows(".life", "Stops in 29 min")
+    before = chat.now
+
+    await tab.page.click("text=Keep for 2 hours")
+    await tab.shows(".life", "Stops in 1 h 59 min")
+    after = chat.now
+    assert datetime.fromisoformat(after["stops_at"]) - datetime.fromisoformat(
+        before["stops_at"]
+    ) > timedelta(minutes=80)
+    await tab.is_accessible()
 
 
 async def test_the_board_follows_chats_and_finds_them(world: World, tab: Tab) -> None:

@@ -67,7 +67,7 @@ const SILENCE = 40000; // milliseconds without a byte, though the gateway writes
  * `on.status(text, problem)` says how the connection is: "live" or "reconnecting", and why a stream did not begin.
  * With `presence`, the stream also tells when a client of NATS comes or goes.
  */
-export function follow(chats, presence, on) {
+export function follow(chats, on, { presence = false } = {}) {
   const query = chats.map((chat) => ["chat", chat]);
   if (presence) query.push(["presence", "true"]);
   const stop = new AbortController();

@@ -1,6 +1,6 @@
 // One chat: what happens to it now, why, and what to do; its logs, builds, calls and events.
 import { address, get, Problem, send } from "./api.js";
-import { clock, duration, fill, h, onFrame, plain, setText, timeOf, toast } from "./dom.js";
+import { clock, duration, fill, h, marked, onFrame, plain, setText, timeOf, toast } from "./dom.js";
 import { LogView } from "./log.js";
 import { acceptsCommands, failureTitle, heldUp, label, nameOf, nextStep, ownerOf, poolProblem, settled, tone } from "./states.js";
 import { buildsOf, buildTable, eventTable, Observed, phaseBars, staysOf } from "./timeline.js";
@@ -161,14 +161,15 @@ export class ChatView {
       this.now,
       chat.build ? phaseBars(chat, stays) : null,
       held ? h(problem ? "p.held.wrong" : "p.held", held) : null,
-      problem ? h("p.next", h("strong", "What to do: "), plain(problem.do)) : null,
+      problem ? h("p.next", h("strong", "What to do: "), marked(problem.do)) : null,
     );
     this.renderFailure(chat);
     this.renderLife(chat);
     this.renderCalls();
     const build = this.chosenBuild ?? this.loggedBuild(chat);
     if (build) this.log.show(build);
-    const shown = `${this.entries.at(-1)?.seq ?? chat.version}:${this.log.buildId}`;
+    const seen = this.app.isOperator ? this.entries.at(-1)?.seq : JSON.stringify(this.observed.builds());
+    const shown = `${seen}:${this.log.buildId}`;
     if (this.shown === shown) return;
     this.shown = shown;
     const builds = this.app.isOperator ? buildsOf(this.entries) : this.observed.builds();

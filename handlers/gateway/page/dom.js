@@ -41,6 +41,11 @@ export function plain(text) {
   return String(text ?? "").replace(/\u001b\[[0-9;?]*[ -/]*[@-~]/g, "").replace(CONTROLS, "");
 }
 
+/** Return a text of workspaced as children of an element: what stands between backquotes is code. */
+export function marked(text) {
+  return plain(text).split("`").map((piece, at) => (at % 2 ? h("code", piece) : piece));
+}
+
 /** Return a duration as people say it: 4 s, 3 min 20 s, 2 h 5 min, 3 d 4 h. */
 export function duration(seconds) {
   const total = Math.max(0, Math.floor(seconds));

@@ -1,6 +1,6 @@
 // What is wrong with workspaced itself: the banner above every view, and what operators know of workers and pools.
 import { get, Problem } from "./api.js";
-import { clock, fill, h, localTime, plain, setText } from "./dom.js";
+import { clock, fill, h, localTime, marked, plain, setText } from "./dom.js";
 
 const AGAIN = 3000; // milliseconds between two readings
 const SETTLING = [400, 2000, 6000]; // milliseconds after which a process that came may serve, or one that went is gone
@@ -82,7 +82,7 @@ export class Health {
     this.element.hidden = shown.length === 0;
     fill(
       this.element,
-      shown.map((one) => h("div.trouble", h("strong", sentence(plain(one.what))), " ", h("span", h("span.todo", "What to do: "), plain(one.do), "."))),
+      shown.map((one) => h("div.trouble", h("strong", sentence(plain(one.what))), " ", h("span", h("span.todo", "What to do: "), marked(one.do), "."))),
     );
   }
 
@@ -101,19 +101,19 @@ function connectionLost({ since, problem }) {
   if (problem.status === 0) {
     return {
       what: `The gateway can't be reached; what you see is as of ${localTime(since)}`,
-      do: "wait, the page tries again by itself; if it lasts, start workspaced up, or workspaced gateway",
+      do: "wait, the page tries again by itself; if it lasts, start `workspaced up`, or `workspaced gateway`",
     };
   }
   return {
     what: `The gateway can't follow chats: ${problem.message}; what you see is as of ${localTime(since)}`,
-    do: "wait, the page tries again by itself; workspaced status says in a terminal what is away",
+    do: "wait, the page tries again by itself; `workspaced status` says in a terminal what is away",
   };
 }
 
 function unreadable(problem) {
   return {
     what: `The page can't be brought up to date: ${problem.message}`,
-    do: "wait, the page tries again by itself; workspaced status says in a terminal what is away",
+    do: "wait, the page tries again by itself; `workspaced status` says in a terminal what is away",
   };
 }
 

@@ -42,7 +42,9 @@ class App {
         const used = "This link was used already, or is older than five minutes. Print a new one with workspaced page.";
         return this.signIn(code ? used : "");
       }
-      fill(this.main, h("div.signin", h("h1", "workspaced"), h("p", problem.message), h("button", { onclick: () => location.reload() }, "Try again")));
+      const text = `${problem.message[0].toUpperCase()}${problem.message.slice(1)}.`;
+      fill(this.main, h("div.signin", h("h1", "workspaced"), h("p", text), h("p.muted", "The page tries again by itself.")));
+      setTimeout(() => this.start(), 2000); // back-off
       return;
     }
     this.header();
@@ -140,7 +142,7 @@ class App {
     this.stop?.();
     this.following = key;
     let again = false;
-    this.stop = follow(chats, this.isOperator, {
+    this.stop = follow(chats, {
       event: (kind, event) => this.event(kind, event),
       status: (text, problem) => {
         setText(this.connection, text);
@@ -153,7 +155,7 @@ class App {
         if (again && this.view === this.board) this.board.load();
         again = true;
       },
-    });
+    }, { presence: this.isOperator });
   }
 
   event(kind, event) {

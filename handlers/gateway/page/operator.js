@@ -1,6 +1,6 @@
 // What operators look at: what is wrong and what to do, and what serves, waits and was thrown away.
 import { get, Problem } from "./api.js";
-import { age, clock, duration, fill, h, plain, timeOf } from "./dom.js";
+import { age, clock, duration, fill, h, marked, plain, timeOf } from "./dom.js";
 import { label, tone } from "./states.js";
 
 export class OperatorView {
@@ -51,7 +51,7 @@ export class OperatorView {
       h("h2", `${problems.length} problem${problems.length === 1 ? "" : "s"}`),
       h(
         "ul.problems",
-        problems.map((one) => h("li.failure", h("strong", plain(one.where)), h("p", plain(one.what)), h("p", h("strong", "What to do: "), plain(one.do)))),
+        problems.map((one) => h("li.failure", h("strong", plain(one.where)), h("p", plain(one.what)), h("p", h("strong", "What to do: "), marked(one.do)))),
       ),
     );
   }
@@ -101,7 +101,7 @@ export class OperatorView {
         ago(call.asked_at),
       ]),
       "No call waits.",
-      page.next ? "These are the first; `workspaced calls list` shows all." : "",
+      page.next ? marked("These are the first; `workspaced calls list` shows all.") : "",
     );
   }
 
