@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,10 @@ def problems(system: System, **other: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def system(own_nats: Servers, database_url: str, tmp_path: Path) -> System:
-    return System(own_nats, database_url, tmp_path / "home")
+def system(own_nats: Servers, database_url: str, tmp_path: Path) -> Iterator[System]:
+    system = System(own_nats, database_url, tmp_path / "home")
+    yield system
+    system.close()
 
 
 def test_each_question_is_answered_in_the_situation_that_raises_it(

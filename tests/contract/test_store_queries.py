@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
+from statemachine.events import (
+    BuildCanceled,
+    BuildFailed,
+    BuildRequested,
+    BuildStarted,
+    BuildSucceeded,
+    Data,
+    TemplateRef,
+    Transition,
+)
 from statemachine.lookups import Lookups
 from statemachine.states import State
 from statemachine.store import Changes, Credential
 from statemachine.workspace import WorkspaceRecord
-from tests.contract.stores import NOW, Shelf, owned, uid, version, write
+from tests.contract.stores import NOW, Shelf, entry, owned, uid, version, write
 
 
 async def test_a_template_is_found_by_organization_and_by_id(shelf: Shelf) -> None:
@@ -187,3 +199,59 @@ async def test_chats_with_previous_workspaces_are_found_by_page(shelf: Shelf) ->
     assert await shelf.store.chats.current_workspaces(set()) == set()
     found = await shelf.store.look_up(Lookups(), {left.id, runs.id})
     assert found.current == {left.id}
+
+
+async def test_build_times_are_grouped_by_template_and_transition(shelf: Shelf) -> None:
+    """Three start builds of one template, one of them failed, a stop, and a build made elsewhere."""
+    begin = NOW.replace(microsecond=0)
+    template = TemplateRef(id=uid(), name="plain", version_id=uid(), pool="local")
+
+    async def build(
+        end: type[BuildSucceeded | BuildFailed | BuildCanceled],
+        transition: Transition,
+        took: float,
+        *,
+        requested: bool = True,
+    ) -> None:
+        ids: dict[str, Any] = {"workspace_id": uid(), "build_id": uid(), "build_number": 1}
+        names = {"workspace_name": "w", "owner_name": "ann", "template": template}
+        events: list[tuple[float, Data]] = [
+            (2, BuildStarted(**ids, transition=transition)),
+            (2 + took, end(**ids, transition=transition)),
+        ]
+        if requested:
+            events.insert(0, (0, BuildRequested(**ids, **names, transition=transition)))
+        chat = uid()
+        entries = [
+            (chat, entry(seq, chat, at=begin + timedelta(seconds=after), data=data))
+            for seq, (after, data) in enumerate(events, 1)
+        ]
+        await write(shelf.store, Changes(entries=entries))
+
+    for took in (10.0, 20.0):
+        await build(BuildSucceeded, "start", took)
+    await build(BuildFailed, "start", 1.0)
+    await build(BuildCanceled, "stop", 1.0)
+    await build(BuildSucceeded, "start", 5.0, requested=False)
+    later = begin + timedelta(minutes=1)
+
+    count, times = await shelf.store.statistics.build_times(begin, later, limit=100)
+    newest, _ = await shelf.store.statistics.build_times(begin, later, limit=2)
+    none = await shelf.store.statistics.build_times(later, later, limit=100)
+
+    assert count == 5
+    assert [asdict(one) for one in times] == [
+        _times(
+            "plain", "start", count=3, failed=1, median=15.0, p90=19.0, longest=20.0, queued=2.0
+        ),
+        _times("plain", "stop", canceled=1, queued=2.0),
+        _times(None, "start", median=5.0, p90=5.0, longest=5.0),
+    ]
+    assert newest == 2
+    assert none == (0, [])
+
+
+def _times(template: str | None, transition: str, **more: float) -> dict[str, object]:
+    nothing = dict.fromkeys(("median", "p90", "longest", "queued"))
+    counts = {"count": 1, "failed": 0, "canceled": 0}
+    return {"template": template, "transition": transition, **counts, **nothing, **more}

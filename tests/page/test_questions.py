@@ -5,13 +5,14 @@ tests/cli/test_questions.py does the same for the commands.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from handlers.embedded import Servers
 from tests.cli.template_folders import folder
-from tests.page.conftest import OpenTab
+from tests.page.conftest import OpenTab, Tab
 from tests.rigs.browser import needs_chromium
 from tests.rigs.client import Participant, connected, role_options
 from tests.rigs.messages import new_id
@@ -22,8 +23,10 @@ pytestmark = needs_chromium
 
 
 @pytest.fixture
-def system(own_nats: Servers, database_url: str, tmp_path: Path) -> System:
-    return System(own_nats, database_url, tmp_path / "home")
+def system(own_nats: Servers, database_url: str, tmp_path: Path) -> Iterator[System]:
+    system = System(own_nats, database_url, tmp_path / "home")
+    yield system
+    system.close()
 
 
 async def test_each_question_is_answered_in_the_situation_that_raises_it(
@@ -51,15 +54,7 @@ async def test_each_question_is_answered_in_the_situation_that_raises_it(
             await tab.shows("[aria-label='Dead letters']", "Nothing was thrown away")
             creating = system.begin("create", "slow", "--chat", chat, "--call-id", "c1")
 
-            # The queue is full, a call waits.
-            await tab.shows(".problems", "its queue is full: 1 build waits, and calls that need")
-            await tab.shows(".problems", "raise WORKSPACED_JOB_QUEUE")
-            await tab.shows("[aria-label='Waiting calls'] tr", "the end of build 1")
-            await tab.open("/")
-            await tab.shows(".row.alert", "Pool garage: no provisioner serves it: 1 build waits")
-            await tab.page.click(".row a")
-            await tab.shows(".held", "Pool garage: no provisioner serves it: 1 build waits")
-            await tab.shows(".next", "workspaced provisioner --pool garage")
+            await the_queue_is_full_and_a_call_waits(tab)
 
             with system.role(*smith):
                 await tab.shows(".line", "begun")
@@ -71,23 +66,9 @@ async def test_each_question_is_answered_in_the_situation_that_raises_it(
             await tab.shows("nav .badge", "1")
 
             with system.role(*smith):
-                # What happened to the chat, and how long do builds take.
-                await tab.hides(".held.wrong")
-                await tab.page.click("text=Cancel build")
-                await tab.shows(".failure h2", "The build was canceled")
+                await what_happened_to_the_chat(tab)
                 assert creating.ended() == 1
-                await tab.shows("[aria-label=Builds] tr", "canceled")
-                await tab.shows("[aria-label='Event log'] tr", "Building → Failed")
-                await tab.open("/operator")
-                await tab.shows(".allwell", "All is well")
-                await tab.shows("[aria-label='Build times'] tr", "slow")
-
-                # What was thrown away.
-                options = role_options(system.credentials, "operator")
-                async with connected(Participant(), system.nats, **options) as operator:
-                    await operator.publish(f"workspaced.in.provisioner.{chat}.smith", b"{")
-                await tab.shows("[aria-label='Dead letters'] tr", "not_json")
-                await tab.shows(".problems", "see workspaced dead list")
+                await what_was_thrown_away(tab, system, chat)
 
             # The gateway is gone, and comes back.
             gateway.kill()
@@ -98,3 +79,36 @@ async def test_each_question_is_answered_in_the_situation_that_raises_it(
                 await tab.shows(".live.live", "live")
                 await tab.hides("#banner")
                 await tab.shows(".problems", "no provisioner serves it: the next build will wait")
+
+
+async def the_queue_is_full_and_a_call_waits(tab: Tab) -> None:
+    """Its chat says that nobody serves the pool."""
+    await tab.shows(".problems", "its queue is full: 1 build waits, and calls that need")
+    await tab.shows(".problems", "raise WORKSPACED_JOB_QUEUE")
+    await tab.shows("[aria-label='Waiting calls'] tr", "the end of build 1")
+    await tab.open("/")
+    await tab.shows(".row.alert", "Pool garage: no provisioner serves it: 1 build waits")
+    await tab.page.click(".row a")
+    await tab.shows(".held", "Pool garage: no provisioner serves it: 1 build waits")
+    await tab.shows(".next", "workspaced provisioner --pool garage")
+
+
+async def what_happened_to_the_chat(tab: Tab) -> None:
+    """Its build is canceled; the build counts among those of its template."""
+    await tab.hides(".held.wrong")
+    await tab.page.click("text=Cancel build")
+    await tab.shows(".failure h2", "The build was canceled")
+    await tab.shows("[aria-label=Builds] tr", "canceled")
+    await tab.shows("[aria-label='Event log'] tr", "Building → Failed")
+    await tab.open("/operator")
+    await tab.shows(".allwell", "All is well")
+    await tab.shows("[aria-label='Build times'] tr", "slow")
+
+
+async def what_was_thrown_away(tab: Tab, system: System, chat: str) -> None:
+    """The operations follow: nobody has to reload them."""
+    options = role_options(system.credentials, "operator")
+    async with connected(Participant(), system.nats, **options) as operator:
+        await operator.publish(f"workspaced.in.provisioner.{chat}.smith", b"{")
+    await tab.shows("[aria-label='Dead letters'] tr", "not_json")
+    await tab.shows(".problems", "see workspaced dead list")

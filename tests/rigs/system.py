@@ -28,6 +28,7 @@ class System:
     def __init__(self, servers: Servers, database: str, home: Path) -> None:
         self._servers, self._database, self._home = servers, database, home
         self.nats, self.credentials = servers.nats_url, servers.credentials
+        self._begun: list[Process] = []
 
     def flags(self, nats: str = "", database: str = "") -> tuple[str | Path, ...]:
         return (
@@ -45,8 +46,13 @@ class System:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def begin(self, *words: str | Path) -> Process:
-        """Start a command that waits."""
-        return Process(*words, *self.flags())
+        """Start a command that waits; `close` kills it if it still runs."""
+        self._begun.append(Process(*words, *self.flags()))
+        return self._begun[-1]
+
+    def close(self) -> None:
+        for process in self._begun:
+            process.kill()
 
     @contextmanager
     def role(self, *words: str, **env: str) -> Iterator[Process]:
