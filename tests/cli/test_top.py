@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,12 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, RichLog, Static
 from workspaced import Log, State
 
+from handlers.cli.command_table.operations import ShowTop
+from handlers.cli.commands import top_app
+from handlers.cli.commands.top import top
 from handlers.cli.commands.top_app import ChatScreen, TopApp
+from handlers.errors import NotFoundError
+from handlers.settings import Settings
 from tests.cli.template_folders import QUICK, folder
 from tests.cli.test_terminal import on_terminal
 from tests.rigs.messages import new_id
@@ -134,3 +140,16 @@ def test_top_on_a_real_terminal(running: Up, tmp_path: Path, keys: str) -> None:
         top.write(keys)
         assert top.end() == 0
     running.data("stop", chat_id)
+
+
+async def test_without_the_extra_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delitem(sys.modules, top_app.__name__)
+    monkeypatch.setitem(sys.modules, "textual.app", None)  # as if it were not installed
+
+    with pytest.raises(NotFoundError, match=r"pip install 'workspaced\[terminal\]'"):
+        nothing = dict.fromkeys(name for name, _ in ShowTop.arguments())
+        await top(ShowTop(nothing), Settings(data_dir=tmp_path))

@@ -24,6 +24,8 @@ async def top(_: ShowTop, settings: Settings) -> None:
     try:
         from handlers.cli.commands.top_app import TopApp  # noqa: PLC0415 — slow to import, and an extra
     except ModuleNotFoundError as error:
+        if not str(error.name).startswith("textual"):
+            raise
         raise NotFoundError(
             "`workspaced top` needs the extra `terminal`, which is not installed: pip install 'workspaced[terminal]'"
         ) from error
