@@ -150,6 +150,6 @@ async def test_without_the_extra_it_says_what_to_install(
     monkeypatch.delitem(sys.modules, top_app.__name__)
     monkeypatch.setitem(sys.modules, "textual.app", None)  # as if it were not installed
 
+    nothing = dict.fromkeys(name for name, _ in ShowTop.arguments())
     with pytest.raises(NotFoundError, match=r"pip install 'workspaced\[terminal\]'"):
-        nothing = dict.fromkeys(name for name, _ in ShowTop.arguments())
         await top(ShowTop(nothing), Settings(data_dir=tmp_path))

@@ -17,6 +17,7 @@ from tests.rigs.processes import Up, run, up
 WIDE, PHONE = {"width": 1240, "height": 780}, {"width": 390, "height": 800}
 KEPT = ("board-light", "building-dark", "terminal-dark")
 """The pictures in docs/images."""
+LONG_OWNER = "Hubert Blaine Wolfeschlegelsteinhausenbergerdorff Senior of Philadelphia"
 PYTHON = """
 name = "python"
 display_name = "Python service"
@@ -67,10 +68,10 @@ IN_TERMINAL = (
 )
 
 
-def push(running: Up, home: Path, name: str, fail: str) -> None:
+def push(running: Up, home: Path, name: str, fail: str, pool: str = "local") -> None:
     folder = home / name
     folder.mkdir()
-    text = PYTHON.replace('"python"', f'"{name}"')
+    text = PYTHON.replace('"python"', f'"{name}"').replace('"local"', f'"{pool}"')
     if fail:
         text = text.replace("Python service", "Billing").replace("A repository", "The old one")
     (folder / "template.toml").write_text(text)
@@ -79,9 +80,67 @@ def push(running: Up, home: Path, name: str, fail: str) -> None:
     running.data("template", "push", folder)
 
 
-async def take(page: Page, name: str, folder: Path) -> None:
+async def begin(running: Up, *words: str) -> None:
+    """Create a workspace whose build goes on while the pictures are taken."""
+    await asyncio.to_thread(run, *words, "--data-dir", running.directory, patience=240)
+
+
+async def take(page: Page, name: str, folder: Path, *, whole: bool = False) -> None:
+    """Write a picture: of what is in the window or, of views that are not in docs/images, of the whole page."""
     await page.wait_for_timeout(400)
-    await page.screenshot(path=folder / f"{name}.png")
+    await page.screenshot(path=folder / f"{name}.png", full_page=whole and name not in KEPT)
+
+
+async def both_sizes(page: Page, name: str, folder: Path) -> None:
+    for size, suffix in ((WIDE, ""), (PHONE, "-phone")):
+        await page.set_viewport_size(size)
+        await take(page, f"{name}{suffix}", folder, whole=True)
+    await page.set_viewport_size(WIDE)
+
+
+async def take_view(page: Page, name: str, folder: Path, *, everything: bool) -> None:
+    """Write the pictures of a view, of both sizes, that are wanted."""
+    if name.startswith("terminal"):
+        await type_into_terminal(page)
+    if name.startswith("create"):
+        await page.locator(".template", has_text="Python").first.click()
+    await page.wait_for_timeout(600)
+    for size, suffix in ((WIDE, ""), (PHONE, "-phone")):
+        if everything or f"{name}{suffix}" in KEPT:
+            await page.set_viewport_size(size)
+            await take(page, f"{name}{suffix}", folder, whole=True)
+    if name.startswith("terminal"):
+        await page.click("text=End shell")
+        await page.locator(".notice", has_text="The shell").wait_for()
+
+
+async def empty(page: Page, running: Up, folder: Path) -> None:
+    """Take pictures of the page before anybody has signed in, and before there is a template."""
+    await page.goto(running.http)
+    await page.locator(".signin").wait_for()
+    await both_sizes(page, "signin-light", folder)
+    await page.goto((await asyncio.to_thread(running.data, "page"))["page"])
+    for name, view in (("empty-board-light", ""), ("empty-create-light", "create")):
+        await page.goto(f"{running.http}/#/{view}")
+        await both_sizes(page, name, folder)
+
+
+async def rarer(page: Page, running: Up, ready: str, waiting: str, folder: Path) -> None:
+    """Take pictures of a question, of what others may see, and of the page without its gateway."""
+    await page.emulate_media(color_scheme="light")
+    await page.goto(f"{running.http}/#/chat/{ready}")
+    await page.locator("text=Delete…").click()
+    await both_sizes(page, "delete-light", folder)
+    await page.locator("dialog >> text=Keep it").click()
+    others = await page.context.browser.new_page(viewport=WIDE)  # type: ignore[union-attr]
+    code = await asyncio.to_thread(running.data, "page", "--chat", ready)
+    await others.goto(code["page"])
+    await others.locator(".note").wait_for()
+    await both_sizes(others, "frontend-light", folder)
+    await asyncio.to_thread(running.run, "build", "cancel", waiting)
+    await asyncio.to_thread(running.process.kill)
+    await page.locator("#banner").wait_for()
+    await both_sizes(page, "gateway-gone-light", folder)
 
 
 async def type_into_terminal(page: Page) -> None:
@@ -100,8 +159,12 @@ async def screenshots(home: Path, folder: Path, *, everything: bool) -> None:
     """Run workspaces, and write pictures: those that the documents show, or one of each view, theme and size."""
     folder.mkdir(exist_ok=True)
     with up(home / "data") as running:
+        async with chromium() as browser:
+            if everything:
+                await empty(await browser.new_page(viewport=WIDE), running, folder)
         push(running, home, "python", "")
         push(running, home, "billing", "yes")
+        push(running, home, "mobile", "", pool="macs")
 
         async def create(template: str, name: str, owner: str, *more: str) -> str:
             chat = new_id()
@@ -112,44 +175,43 @@ async def screenshots(home: Path, folder: Path, *, everything: bool) -> None:
         for name, owner in (("shop", "ada"), ("search", "grace"), ("mail", "linus")):
             ready = await create("python", name, owner)
         failed = await create("billing", "billing", "barbara")
+        if everything:
+            await create("python", "the-longest-name-that-is-allowed", LONG_OWNER)
         building = new_id()
         words = ("create", "python", "--chat", building, "--name", "docs", "-p", "packages=290")
-        more = ("--owner-name", "margaret", "--data-dir", running.directory)
-        background = asyncio.create_task(asyncio.to_thread(run, *words, *more, patience=300))
+        background = asyncio.create_task(begin(running, *words, "--owner-name", "margaret"))
+        waiting = new_id()
+        words = ("create", "mobile", "--chat", waiting, "--name", "app", "--owner-name", "alan")
+        queued = asyncio.create_task(begin(running, *words)) if everything else None
         async with chromium() as browser:
             page = await browser.new_page(viewport=WIDE)
             link = await asyncio.to_thread(running.data, "page")
             await page.goto(link["page"])
             await page.locator(".row", has_text="docs").wait_for()
+            views = {
+                "board": "#/",
+                "building": f"#/chat/{building}",
+                "failed": f"#/chat/{failed}",
+                "ready": f"#/chat/{ready}",
+                "waiting": f"#/chat/{waiting}",
+                "create": "#/create",
+                "operations": "#/operator",
+                "terminal": f"page/terminal.html#{ready}",
+            }
             for theme in ("light", "dark"):
                 await page.emulate_media(color_scheme=theme)
-                for name, view in (
-                    ("board", "#/"),
-                    ("building", f"#/chat/{building}"),
-                    ("failed", f"#/chat/{failed}"),
-                    ("ready", f"#/chat/{ready}"),
-                    ("create", "#/create"),
-                    ("operations", "#/operator"),
-                    ("terminal", f"page/terminal.html#{ready}"),
-                ):
+                for name, view in views.items():
                     await page.set_viewport_size(WIDE)
                     await page.goto(f"{running.http}/{view}")
-                    if name == "terminal":
-                        await type_into_terminal(page)
-                    if name == "create":
-                        await page.locator(".template", has_text="Python").click()
-                    await page.wait_for_timeout(600)
-                    for size, suffix in ((WIDE, ""), (PHONE, "-phone")):
-                        if everything or f"{name}-{theme}{suffix}" in KEPT:
-                            await page.set_viewport_size(size)
-                            await take(page, f"{name}-{theme}{suffix}", folder)
-                    if name == "terminal":
-                        await page.click("text=End shell")
-                        await page.locator(".notice", has_text="The shell").wait_for()
+                    await take_view(page, f"{name}-{theme}", folder, everything=everything)
             await page.goto(f"{running.http}/#/chat/{building}")
             await page.locator("text=Cancel build").click()
             await page.locator(".pill.big", has_text="Failed").wait_for()
+            if everything:
+                await rarer(page, running, ready, waiting, folder)
         await background
+        if queued:
+            await queued
 
 
 if __name__ == "__main__":

@@ -205,9 +205,11 @@ export class Board {
     this.rows = rows.sort(orders[this.order]).map((chat) => chat.chat_id);
     const bad = rows.filter((chat) => this.isBad(chat)).length;
     const number = this.rows.length.toLocaleString();
+    const { state, query, template_id } = this.filter;
+    const nothing = !this.rows.length && !this.loading && !state && !query && !template_id;
     setText(
       this.count,
-      `${number}${this.more ? "+" : ""} shown${bad ? `, ${bad.toLocaleString()} need${bad === 1 ? "s" : ""} attention` : ""}${this.loading ? " · loading…" : ""}`,
+      nothing ? "" : `${number}${this.more ? "+" : ""} shown${bad ? `, ${bad.toLocaleString()} need${bad === 1 ? "s" : ""} attention` : ""}${this.loading ? " · loading…" : ""}`,
     );
     this.empty.hidden = this.rows.length > 0 || this.loading;
     this.scroller.classList.toggle("none", this.rows.length === 0);

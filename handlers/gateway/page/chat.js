@@ -242,6 +242,8 @@ export class ChatView {
       lines.length ? h("pre", { tabIndex: 0, "aria-label": "Last lines" }, lines.map(plain).join("\n")) : null,
       h("p.next", h("strong", "What to do: "), nextStep(chat)),
     );
+    const end = this.failure.querySelector("pre");
+    if (end) end.scrollTop = end.scrollHeight;
   }
 
   renderLife(chat) {

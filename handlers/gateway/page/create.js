@@ -25,7 +25,7 @@ export class CreateView {
       this.app.isOperator
         ? h(
             "details.for",
-            h("summary", "For whom"),
+            h("summary", "For whom: owner and organization"),
             h("div.grid", labelled("Owner's name", this.ownerName), labelled("Owner's id", this.ownerId), labelled("Organization", this.organization)),
           )
         : null,

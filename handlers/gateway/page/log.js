@@ -44,6 +44,7 @@ export class LogView {
       const end = this.body.scrollHeight - this.body.scrollTop - this.body.clientHeight < 24;
       if (end !== this.following && !this.scrolling) this.setFollowing(end);
     });
+    new ResizeObserver(() => this.following && this.toEnd()).observe(this.body);
     return h("section.log", h("div.logbar", h("h2", "Log"), h("span.grow"), this.hits, this.search, this.pause, this.follow), this.body);
   }
 
@@ -63,7 +64,10 @@ export class LogView {
   toEnd() {
     this.scrolling = true;
     this.body.scrollTop = this.body.scrollHeight;
-    requestAnimationFrame(() => (this.scrolling = false));
+    requestAnimationFrame(() => {
+      if (this.following) this.body.scrollTop = this.body.scrollHeight; // lines that were estimated have their height now
+      this.scrolling = false;
+    });
   }
 
   /** Show a build's log: what is stored, then what comes. */

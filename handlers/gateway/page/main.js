@@ -96,7 +96,7 @@ class App {
       this.operations,
     );
     this.connection = h("span.live", { role: "status" }, "connecting");
-    const theme = h("button.quiet", { onclick: () => nextTheme(theme), "aria-label": "Theme", title: "Theme" });
+    const theme = h("button.quiet", { onclick: () => nextTheme(theme), title: "Change the theme" });
     showTheme(theme);
     fill(
       this.bar,
@@ -238,7 +238,7 @@ class App {
 const THEMES = ["system", "light", "dark"];
 
 function showTheme(button) {
-  setText(button, { system: "Auto", light: "Light", dark: "Dark" }[localStorage.getItem("theme") ?? "system"]);
+  setText(button, { system: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[localStorage.getItem("theme") ?? "system"]);
 }
 
 function nextTheme(button) {

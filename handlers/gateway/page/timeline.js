@@ -176,7 +176,7 @@ function eventRow({ event, outcome, state_before: before, state_after: after, at
     { title: localTime(at) },
     h("td", timeOf(at)),
     h("td", name, about(event.data), notice ? h("div.muted", plain(notice)) : null),
-    h("td", plain(event.source), cause && cause.id !== event.id ? h("div.muted", `because of ${plain(cause.type.replace(/^workspaced\./, "").replace(/\.v\d+$/, "").replaceAll("_", " "))}`) : null),
+    h("td", h("span", { title: plain(event.source) }, plain(event.source).replace(/([0-9a-f]{8})-[0-9a-f-]{27}$/, "$1…")), cause && cause.id !== event.id ? h("div.muted", `because of ${plain(cause.type.replace(/^workspaced\./, "").replace(/\.v\d+$/, "").replaceAll("_", " "))}`) : null),
     h("td", h(`span.effect.${outcome}`, effect)),
   );
 }
