@@ -323,7 +323,8 @@ function update(element, chat, status) {
     const held = heldUp(chat, status);
     setText(cells[4], held);
     cells[4].title = held;
-    cells[1].title = chat.chat_id;
+    cells[1].title = `${nameOf(chat)} · chat ${chat.chat_id}`;
+    cells[2].title = ownerOf(chat);
     element.classList.toggle("alert", needsAttention(chat, status));
   }
   setText(element.cells[5], chat.since ? age(clock.now() - chat.since) : "–");

@@ -73,7 +73,7 @@ export class CreateView {
         h(
           "label.template",
           h("input", { type: "radio", name: "template", value: template.id, onchange: () => this.choose(template.id) }),
-          h("span.templatename", plain(template.display_name || template.name)),
+          h("span.templatename", plain(template.display_name || template.name), template.display_name ? h("span.muted", ` ${plain(template.name)}`) : null),
           h("span.muted", plain(template.description ?? "")),
         ),
       ),

@@ -126,7 +126,7 @@ export class LogView {
     if (!known) {
       known = { id: data.exec_id, stage: this.stage(`exec ${data.exec_id}`, titleOf(data.command), "command"), next: 0, number: 0, early: null };
       this.commands.set(data.exec_id, known);
-      if (data.command === undefined && this.mayRun) this.readCommand(known);
+      if (data.command === undefined && this.mayRun) this.readCommand(known, data.offset ?? data.size ?? 0);
     }
     if (known.early) known.early.push(event);
     else if (type.includes("exec_output")) this.output(known, data);
@@ -143,8 +143,8 @@ export class LogView {
     known.stage.insert({ output: late + text, sequence: ++known.number, raw: true });
   }
 
-  /** Read the command and what it wrote so far; what comes by the stream meanwhile waits. */
-  async readCommand(known) {
+  /** Read the command and what it wrote so far, at most the last MiB; what comes by the stream meanwhile waits. */
+  async readCommand(known, written) {
     known.early = [];
     const ask = async (tool, args) => (await send("POST", `/v1/chats/${this.chatId}/tools/${tool}`, { args })).body;
     try {
@@ -152,7 +152,7 @@ export class LogView {
       const found = listed.result.processes?.find((one) => one.exec_id === known.id);
       if (found) known.stage.rename(titleOf(found.command));
       for (let page = null; !page || page.output; ) {
-        const answer = await ask("process_output", { exec_id: known.id, after: known.next });
+        const answer = await ask("process_output", { exec_id: known.id, after: page ? known.next : Math.max(0, written - 1048576) });
         if (answer.is_error) break;
         page = answer.result;
         if (page.output) this.output(known, page);
