@@ -307,9 +307,12 @@ async def test_search_pause_and_folds_of_a_log(world: World, tab: Tab) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     await tab.open(f"/chat/{chat.id}")
-    await world.provisioner.log(job.data, 1, "clone 1\nclone 2\n", stage="prepare")
     await world.provisioner.log(job.data, 2, "compile 1\n", stage="start")
-    await tab.shows("summary", "start")
+    await tab.shows(".line", "compile 1")
+    await world.provisioner.log(job.data, 1, "clone 1\nclone 2\n", stage="prepare")
+    await tab.shows("summary", "prepare")
+    await tab.shows(".line", "compile 1")  # the later stage stays open
+    assert await tab.texts(".stagename") == ["prepare", "start"]
     prepare = tab.page.locator("details.stage").first
     assert await prepare.get_attribute("open") is None
     await tab.page.fill("[aria-label='Search the log']", "CLONE")

@@ -65,6 +65,7 @@ export class ChatView {
   unmount() {
     clearInterval(this.ticking);
     clearTimeout(this.later);
+    this.log.unmount();
     this.gone = true;
   }
 

@@ -48,6 +48,11 @@ export class LogView {
     return h("section.log", h("div.logbar", h("h2", "Log"), h("span.grow"), this.hits, this.search, this.pause, this.follow), this.body);
   }
 
+  unmount() {
+    this.gone = true;
+    clearTimeout(this.later);
+  }
+
   setFollowing(following) {
     this.following = following;
     this.follow.setAttribute("aria-pressed", String(following));
@@ -82,6 +87,7 @@ export class LogView {
   async readOn() {
     const buildId = this.buildId;
     if (!buildId || this.reading) return;
+    clearTimeout(this.later);
     this.reading = true;
     try {
       for (;;) {
@@ -93,7 +99,7 @@ export class LogView {
       }
     } catch (problem) {
       if (!(problem instanceof Problem)) throw problem;
-      this.unread = true;
+      if ([0, 429, 503].includes(problem.status) && !this.gone) this.later = setTimeout(() => this.readOn(), 2000); // back-off
     } finally {
       this.reading = false;
       for (const line of this.early.splice(0)) this.add(line);
@@ -114,7 +120,7 @@ export class LogView {
     const key = `${line.origin}:${line.sequence}`;
     if (this.seen.has(key)) return;
     this.seen.add(key);
-    const stage = this.stage(`${line.origin} ${line.stage ?? ""}`, line.stage || line.origin, line.origin);
+    const stage = this.stage(`${line.origin} ${line.stage ?? ""}`, line.stage || line.origin, line.origin, line.sequence);
     stage.insert(line);
     this.draw();
   }
@@ -167,15 +173,18 @@ export class LogView {
     }
   }
 
-  stage(key, title, origin) {
+  /** Return a stage; a new one stands where its first line belongs among those of its origin. */
+  stage(key, title, origin, first = Infinity) {
     let found = this.stages.find((stage) => stage.key === key);
     if (!found) {
-      found = new Stage(key, plain(title), origin);
-      this.stages.push(found);
-      const place = this.stages.length - 1;
+      found = new Stage(key, plain(title), origin, first);
+      const later = this.stages.findIndex((stage) => stage.origin === origin && stage.first > first);
+      this.stages.splice(later < 0 ? this.stages.length : later, 0, found);
       // What is complete folds when the next stage begins, unless somebody opened it or it has failed.
-      for (const stage of this.stages.slice(0, place)) if (stage.origin === found.origin) stage.settle();
+      const all = this.stages.filter((stage) => stage.origin === origin);
+      for (const stage of all.slice(0, -1)) stage.settle();
     }
+    found.first = Math.min(found.first, first);
     return found;
   }
 
@@ -186,9 +195,11 @@ export class LogView {
       setText(this.pause, waiting ? `Resume (${waiting} new)` : "Resume");
       return;
     }
-    for (const stage of this.stages) {
-      if (!stage.element) this.body.append(stage.make());
+    let next = null;
+    for (const stage of this.stages.toReversed()) {
+      if (!stage.element) this.body.insertBefore(stage.make(), next);
       stage.render();
+      next = stage.element;
     }
     const empty = this.stages.length === 0;
     if (empty && !this.body.querySelector(".muted")) fill(this.body, h("p.muted.pad", "Nothing has been logged yet."));
@@ -238,8 +249,8 @@ export class LogView {
 }
 
 class Stage {
-  constructor(key, title, origin) {
-    Object.assign(this, { key, title, origin, messages: [], drawn: 0, undrawn: 0, open: true, style: {}, rest: "" });
+  constructor(key, title, origin, first) {
+    Object.assign(this, { key, title, origin, first, messages: [], drawn: 0, undrawn: 0, open: true, style: {}, rest: "" });
   }
 
   make() {
