@@ -29,7 +29,7 @@ DURATIONS: Final = {
 DEFAULTS: Final = {BUMP: "1h"}
 """The values of settings that are not set; others are empty."""
 _UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_PARTS: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_PARTS: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 MAX_DURATION: Final = 100 * 365 * 24 * _UNITS["h"]
 """Milliseconds; times that lie further ahead may be beyond the calendar of Python and PostgreSQL."""
 
@@ -72,7 +72,7 @@ def allowlist(settings: Mapping[str, str]) -> frozenset[str]:
 def milliseconds(text: str) -> int:
     """Read a duration like `45s`, `2h` or `1h30m`. Raises ValueError."""
     if not text or _PARTS.sub("", text):
-        raise ValueError(f"{text!r} is not a duration: write it like 45s, 2h or 1h30m")
+        raise ValueError(f"{text!r} is not a duration: write it like 45s, 2h, 1h30m or 30d")
     total = sum(float(number) * _UNITS[unit] for number, unit in _PARTS.findall(text))
     if total > MAX_DURATION:
         raise ValueError(f"{text!r} is longer than {MAX_DURATION // _UNITS['h']}h")

@@ -135,7 +135,7 @@ def with_end(record: WorkspaceRecord, at: datetime) -> WorkspaceRecord:
     build = record.build
     if build is None or build.outcome is None:
         return record
-    if build.succeeded or not _is_retried(build):
+    if build.succeeded or not _is_retried(record, replaced=True):
         return record if record.retry is None else replace(record, retry=None)
     if record.retry is not None and record.retry.at is not None:
         return record  # its end comes after its limit, from which the next attempt is counted
@@ -149,7 +149,7 @@ def entered(chat: Chat, at: datetime) -> Chat:
         return chat
     retry = current.retry
     if Phase.FAILED_STOP in (info.phase, info.end_rejected):
-        if not _is_retried(build) and not _lifetime_is_over(current, at):
+        if not _is_retried(current, replaced=False) and not _lifetime_is_over(current, at):
             # After its limit the attempt counted as failed, until somebody canceled it.
             return chat if retry is None else replace(chat, current=replace(current, retry=None))
         if retry is not None and retry.at is not None:
@@ -170,13 +170,31 @@ def begun_after_all(chat: Chat, before: Build, at: datetime) -> Chat:
     return chat
 
 
-def _is_retried(build: Build) -> bool:
-    """Return whether workers request a stop or delete again that has ended without success.
+def is_attempt(record: WorkspaceRecord, *, replaced: bool) -> bool:
+    """Return whether workers request the newest build, a stop or delete, again if it does not succeed.
 
-    They do not if somebody requested it and somebody canceled it before it began: then all is as before.
+    They do so for each delete, also for one made elsewhere, for each stop that they requested on their own, and for
+    each stop of a workspace that the chat has `replaced`.
     """
-    revoked = build.cancel_requested_at is not None and build.changed_nothing
-    return build.retried is Retried.ALWAYS or (build.retried is Retried.IF_FAILED and not revoked)
+    build = record.build
+    if build is None or not build.elsewhere:
+        return build is not None and build.retried is not None
+    ends = build.transition is Transition.DELETE or (
+        replaced and build.transition is Transition.STOP
+    )
+    return ends and record.ours
+
+
+def _is_retried(record: WorkspaceRecord, *, replaced: bool) -> bool:
+    """Return whether workers request the newest build again, a stop or delete that has ended without success.
+
+    They do not if it was revoked before it began, by who requested it or made it elsewhere: then all is as before.
+    """
+    build = record.build
+    if build is None or not is_attempt(record, replaced=replaced):
+        return False
+    by_others = build.elsewhere or build.cancel_requested_at is not None
+    return build.retried is Retried.ALWAYS or not (by_others and build.changed_nothing)
 
 
 def _lifetime_is_over(record: WorkspaceRecord, at: datetime) -> bool:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from statemachine import lifetimes
 from statemachine.chat import Chat, Limits
 from statemachine.events import Transition
 from statemachine.workspace import WorkspaceRecord
@@ -102,10 +103,11 @@ def _retries(chat: Chat) -> Iterator[tuple[WorkspaceRecord, datetime]]:
 
 
 def _open_builds(chat: Chat, limits: Limits) -> Iterator[tuple[WorkspaceRecord, datetime]]:
-    """Yield each replaced workspace that workers stop or delete, with the time at which that takes too long."""
+    """Yield each replaced workspace that is being stopped or deleted, with the time at which that takes too long."""
     for record in chat.previous:
         build, noted = record.build, record.retry is not None and record.retry.at is not None
-        if build is not None and build.retried is not None and build.outcome is None and not noted:
+        attempt = lifetimes.is_attempt(record, replaced=True)
+        if build is not None and attempt and build.outcome is None and not noted:
             yield record, build.started_at + limits.build
 
 

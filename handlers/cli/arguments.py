@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from uuid import uuid4
@@ -42,11 +43,18 @@ class Argument:
     """Options of `argparse.ArgumentParser.add_argument`."""
     group: str | None = None
     """The heading in `--help`, if it is not the usual one."""
+    selects: bool = False
+    """Whether the command acts on more without it, so that an empty value must not count as absent."""
 
 
 def flag(*names: str, help: str, **options: Any) -> Any:  # noqa: A002 — as argparse names it
     """Declare a flag with a value; `options` are those of `add_argument`."""
     return Argument(names, {"help": help, **options})
+
+
+def selector(*names: str, help: str, **options: Any) -> Any:  # noqa: A002
+    """Declare a flag that limits what a command deletes, changes or grants: an empty value is refused."""
+    return Argument(names, {"help": help, **options}, selects=True)
 
 
 def switch(*names: str, help: str) -> Any:  # noqa: A002
@@ -112,6 +120,12 @@ class Parser(argparse.ArgumentParser):
 
     command: type[Command] | None = None
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._negative_number_matcher = re.compile(r"-\d")  # argparse takes -5m for an unknown flag
+        self.selectors: set[str] = set()
+        """The flags whose value must not be empty."""
+
     def format_help(self) -> str:
         """Return the text of `--help`; that of a role also describes the settings that are not flags."""
         text = super().format_help()
@@ -144,20 +158,28 @@ class Parser(argparse.ArgumentParser):
                 return [*kept, word, *words]
             if not self._takes_value(name):
                 kept.append(word)
-            elif equals:
-                kept += [word] * bool(value)
             else:
-                following = next(words, None)
-                kept += [word, *([] if following is None else [following])] * (following != "")
+                given = [word] if equals else [word, *islice(words, 1)]
+                empty = not value if equals else given[1:] == [""]
+                if empty and not self.selectors.isdisjoint(self._meant(name)):
+                    self.error(
+                        f"argument {name}: its value is empty; leave it out if you mean all, or give a value"
+                    )
+                kept += [] if empty else given
         return kept
 
     def _takes_value(self, name: str) -> bool:
+        meant = self._meant(name)
+        return bool(meant) and all(
+            self._option_string_actions[known].nargs is None for known in meant
+        )
+
+    def _meant(self, name: str) -> list[str]:
+        """Return the flags that a word may mean: itself, or those that begin like it."""
         if not name.startswith("--"):
-            return False
-        options = self._option_string_actions
-        meant = [options[name]] if name in options else []
-        meant = meant or [options[known] for known in options if known.startswith(name)]
-        return bool(meant) and all(action.nargs is None for action in meant)
+            return []
+        known = self._option_string_actions
+        return [name] if name in known else [flag for flag in known if flag.startswith(name)]
 
 
 class _VersionAction(argparse.Action):
@@ -203,7 +225,7 @@ def make_parser(
     return parser
 
 
-def _add_arguments(parser: argparse.ArgumentParser, command: type[Command]) -> None:
+def _add_arguments(parser: Parser, command: type[Command]) -> None:
     one_of = parser.add_mutually_exclusive_group(required=True) if command.one_of else parser
     headings: dict[str, Any] = {}
     for name, argument in command.arguments():
@@ -214,6 +236,7 @@ def _add_arguments(parser: argparse.ArgumentParser, command: type[Command]) -> N
             place = headings[argument.group]
         if argument.names:
             action = place.add_argument(*argument.names, dest=name, **argument.options)
+            parser.selectors |= set(argument.names if argument.selects else ())
         else:
             action = place.add_argument(name, **argument.options)
         if action.metavar in ("FILE", "DIR", "PATH"):

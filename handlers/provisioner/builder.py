@@ -16,7 +16,7 @@ from uuid import uuid4
 from workspaced.build_log import BUILD_LOG_SIZE, VERDICT_SIZE
 from workspaced.provisioning.jobs import Built, BuiltAgent
 
-from handlers.provisioner import archive
+from handlers.provisioner import archive, workspaces_folder
 from handlers.provisioner.archive import Archives
 from handlers.provisioner.job import Job
 from handlers.provisioner.quota import Quotas
@@ -90,9 +90,9 @@ class Builder:
         """Return whether the workspace's directory exists."""
         return self.directory_of(workspace_id).exists()
 
-    def has_lost(self, workspace_id: str) -> bool:
-        """Return whether the directory of a workspace that was built here is gone, with the files in it."""
-        return self._directory.is_dir() and not self.exists(workspace_id)
+    def lacks(self, workspace_id: str) -> bool:
+        """Return whether the workspace has no directory. False if that is unknown, because no disk is mounted."""
+        return workspaces_folder.is_there(self._directory) and not self.exists(workspace_id)
 
     async def end_processes(self, workspace_id: str) -> None:
         """End all processes of a workspace, its agents included."""
@@ -105,6 +105,9 @@ class Builder:
         A start keeps its reservation in the owner's quota until the caller releases it.
 
         """
+        if not workspaces_folder.is_there(self._directory):
+            # A start would make a new directory where the disk is to be mounted, and a delete would delete nothing.
+            return Failed(f"Nothing can be built: {workspaces_folder.missing(self._directory)}.")
         workspace = self.directory_of(job.workspace_id)
         # Processes of an earlier attempt of this build, if the provisioner was killed.
         await end_marked(f"WORKSPACED_BUILD_ID={job.build_id}", grace=0)

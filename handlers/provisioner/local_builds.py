@@ -59,7 +59,7 @@ class LocalBuilds:
     def begin(self, job: Job, record: LocalWorkspace) -> None:
         """Set the workspace's owner, and `new`."""
         starts = job.transition is Transition.START
-        record.new = record.new or (starts and not self._builder.exists(job.workspace_id))
+        record.new = record.new or (starts and self._builder.lacks(job.workspace_id))
         record.owner_id = job.owner_id or record.owner_id
 
     async def build(self, job: Job, record: LocalWorkspace, log: BuildLog) -> Built:
@@ -69,12 +69,9 @@ class LocalBuilds:
             if record.agents:
                 record.agents = []
                 self._journal.save(record)
-            starts, there = (
-                job.transition is Transition.START,
-                self._builder.exists(job.workspace_id),
-            )
+            starts = job.transition is Transition.START
             # A new directory would look like the old one until somebody misses their work.
-            lost = starts and record.exists and not there
+            lost = starts and record.exists and self._builder.lacks(job.workspace_id)
             outcome = Failed(_LOST) if lost else await self._builder.build(job, log, new=record.new)
         except Exception as fault:
             _log.exception("build %s failed in the provisioner", job.build_id)
@@ -107,7 +104,7 @@ class LocalBuilds:
         The journal decides now whether it counts for the quota.
         """
         self._quotas.release(record.workspace_id)
-        if record.exists and self._builder.has_lost(record.workspace_id):
+        if record.exists and self._builder.lacks(record.workspace_id):
             _log.error("workspace %s is gone: its directory was deleted", record.workspace_id)
             record.vanish(self._name)
             try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from workspaced.provisioning.journal import Journal
 
 from handlers.errors import CannotServe
+from handlers.provisioner import workspaces_folder
 from handlers.provisioner.journal import LocalWorkspace
 
 _log = logging.getLogger(__name__)
@@ -30,16 +32,11 @@ class StartCheck:
     def run(self) -> list[str]:
         """Add facts about workspaces that have changed; return the ids of those that have vanished.
 
-        Their processes may still run. Raises CannotServe if all directories are missing.
+        Their processes may still run. Raises CannotServe if the disk with the directories is not mounted.
 
         """
         records = self._journal.workspaces()
-        expected = {record.workspace_id for record in records if record.exists}
-        if expected and not self._workspaces.is_dir():
-            raise CannotServe(
-                f"{self._workspaces} is missing, where {len(expected)} workspaces should be: mount it, or create "
-                "an empty directory if all of them are gone for good"
-            )
+        self._check_folder([record.workspace_id for record in records if record.exists])
         vanished = []
         for record in records:
             newest = record.newest
@@ -60,6 +57,24 @@ class StartCheck:
                 self._save(record)
         self._log_unknown({record.workspace_id for record in records})
         return vanished
+
+    def _check_folder(self, expected: Sequence[str]) -> None:
+        """Mark the folder at its first use; raise CannotServe if it can't be the one that holds the workspaces.
+
+        Earlier versions made no marker: one of the directories shows as well that the folder is the right one.
+        """
+        found = any((self._workspaces / workspace_id).is_dir() for workspace_id in expected)
+        if expected and not found and not workspaces_folder.is_there(self._workspaces):
+            marker = self._workspaces / workspaces_folder.MARKER
+            raise CannotServe(
+                f"{workspaces_folder.missing(self._workspaces)}, and {len(expected)} workspaces should be there. "
+                f"Mount it; or, if all of them are gone for good, create the file {marker}: then they are reported "
+                "as deleted"
+            )
+        try:
+            workspaces_folder.mark(self._workspaces)
+        except OSError as error:
+            raise CannotServe(f"{self._workspaces} can't be used for workspaces: {error}") from None
 
     def _save(self, record: LocalWorkspace) -> None:
         try:

@@ -80,6 +80,50 @@ def test_an_empty_flag_counts_as_absent() -> None:
     assert arguments(flags.arg, flags.args) == {}
 
 
+CHAT = "c74db0b2-5f0e-4a39-9f0d-3b6f1f3c2a11"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["workspace", "delete", "--all", "--older-than", ""],
+        ["workspace", "delete", "--all", "--older-than="],
+        ["workspace", "delete", "--all", "--older", ""],
+        ["workspace", "delete", "--all", "--workspace", ""],
+        ["build", "cancel", CHAT, "--build", ""],
+        ["page", "--chat", ""],
+        ["token", "issue", "--role", "frontend", "--chat", CHAT, "--chat="],
+        ["credentials", "issue", "--role", "frontend", "--chat", ""],
+        ["credentials", "issue", "--role", "provisioner", "--pool", ""],
+        ["replay", "--all", "--rebuild", "--chat", ""],
+    ],
+)
+def test_a_flag_that_limits_what_a_command_changes_or_grants_must_not_be_empty(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command_parser().parse_args(words)
+
+    assert ended.value.code == 2
+    assert "its value is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["-5m", "-1", "5", "soon", "1h 30m", "1.5.2h", "٣h", "h"])
+def test_the_error_for_a_duration_that_can_t_be_read_says_how_to_write_one(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (
+        ["chat", "keep", CHAT, "--for"],
+        ["workspace", "delete", "--all", "--older-than"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            command_parser().parse_args([*words, text])
+
+        assert ended.value.code == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.endswith(f"{text!r} is not a duration: write it like 45s, 2h, 1h30m or 30d")
+
+
 @pytest.mark.parametrize("text", ["x", "[1]", "2", "null", '{"a": NaN}', '{"a": 1e999}', "["])
 def test_args_that_is_not_a_json_object_is_wrong_usage(
     text: str, capsys: pytest.CaptureFixture[str]

@@ -79,7 +79,7 @@ class Place:
 
     def workspaces(self) -> dict[str, int]:
         """Return the inode of each workspace's directory by name."""
-        folders = (self.directory / "provisioner" / "local" / "workspaces").iterdir()
+        folders = (self.directory / "provisioner" / "local" / "workspaces").glob("[!.]*")
         return {folder.name: folder.stat().st_ino for folder in folders}
 
     @asynccontextmanager

@@ -614,7 +614,7 @@ async def test_a_call_goes_on_over_a_restart_of_everything(tmp_path: Path) -> No
             with pytest.raises(workspaced.Unavailable):
                 await ws.rpc("get_chat", chat_id=chat.id)
             second = await asyncio.to_thread(start_up, directory)
-            (workspace,) = (directory / "provisioner/local/workspaces").iterdir()
+            (workspace,) = (directory / "provisioner/local/workspaces").glob("[!.]*")
             (workspace / "go").touch()
             answer = await call
             states, log = await following

@@ -14,6 +14,7 @@ import pytest
 
 from handlers.errors import CannotServe
 from handlers.provisioner import provisioner
+from handlers.provisioner.workspaces_folder import MARKER
 from handlers.sandbox.processes import find_marked
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Rig
@@ -67,7 +68,7 @@ async def test_a_workspace_whose_directory_vanished_is_deleted(
         await rig.ended(build)
         job = rig.job(1, version=version, build={"start": "exit 1"}, workspace_id=failed)
         await rig.ended(await rig.ask(job))
-    for workspace in workspaces.iterdir():
+    for workspace in workspaces.glob("[!.]*"):
         shutil.rmtree(workspace)
     told = []
     for _ in range(2):
@@ -148,14 +149,74 @@ async def test_directories_of_no_workspace_are_logged(
     assert any(unknown in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
 async def test_no_workspace_is_deleted_because_the_disk_is_not_mounted(
+    rig: Rig, provisioning: Provisioning, workspaces: Path, left: str
+) -> None:
+    version = rig.version({})
+    async with provisioning():
+        await rig.ended(await rig.ask(rig.job(1, version=version)))
+    workspaces.rename(disk := workspaces.with_name("unmounted"))
+    if left == "an empty folder":
+        workspaces.mkdir()
+    with pytest.raises(CannotServe, match=r"Mount it.*\.workspaces"):
+        async with provisioning():
+            pass
+    assert not rig.facts(type="workspace_deleted")
+
+    shutil.rmtree(workspaces, ignore_errors=True)
+    disk.rename(workspaces)
+    async with provisioning():
+        stopped = await rig.ended(await rig.ask(rig.job(2, "stop", version=version)))
+    assert stopped["type"] == "workspaced.build_succeeded.v1"
+    assert not rig.facts(type="workspace_deleted")
+
+
+async def test_workspaces_that_are_gone_for_good_are_deleted_once_somebody_says_so(
     rig: Rig, provisioning: Provisioning, workspaces: Path
 ) -> None:
     async with provisioning():
         await rig.ended(await rig.ask(rig.job(1, version=rig.version({}))))
-    workspaces.rename(workspaces.with_name("unmounted"))
-    with pytest.raises(CannotServe, match="mount it"):
-        async with provisioning():
-            pass
+    shutil.rmtree(workspaces)
+    workspaces.mkdir()
+    (workspaces / MARKER).touch()
+    async with provisioning():
+        deleted = await rig.fact(type="workspace_deleted")
 
+    assert deleted["data"]["workspace_id"] == rig.workspace
+
+
+async def test_a_folder_of_an_earlier_version_has_no_marker_and_gets_one(
+    rig: Rig, provisioning: Provisioning, workspaces: Path
+) -> None:
+    async with provisioning():
+        await rig.ended(await rig.ask(rig.job(1, version=rig.version({}))))
+    (workspaces / MARKER).unlink()
+    async with provisioning() as running:
+        await asyncio.wait_for(running.ready.wait(), 30)
+
+    assert (workspaces / MARKER).is_file()
+    assert not rig.facts(type="workspace_deleted")
+
+
+@pytest.mark.parametrize("transition", ["start", "stop", "delete"])
+async def test_nothing_is_built_or_reported_as_deleted_while_the_disk_is_not_mounted(
+    rig: Rig, provisioning: Provisioning, workspaces: Path, transition: str
+) -> None:
+    version, made = rig.version({}), {"start": "touch made"}
+    async with provisioning():
+        await rig.ended(await rig.ask(rig.job(1, version=version, build=made)))
+        await rig.ended(await rig.ask(rig.job(2, "stop", version=version)))
+        workspaces.rename(disk := workspaces.with_name("unmounted"))
+        workspaces.mkdir()
+        failed = await rig.ended(await rig.ask(rig.job(3, transition, version=version)))
+        assert list(workspaces.iterdir()) == []
+        workspaces.rmdir()
+        disk.rename(workspaces)
+        started = await rig.ended(await rig.ask(rig.job(4, version=version)))
+
+    assert failed["type"] == "workspaced.build_failed.v1"
+    assert "not mounted" in failed["data"]["error"]
+    assert started["type"] == "workspaced.build_succeeded.v1"
+    assert (workspaces / rig.workspace / "made").exists()
     assert not rig.facts(type="workspace_deleted")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any, Final
 
@@ -12,7 +12,8 @@ from bus import Bus, subjects
 from handlers.publishing import OutgoingEvent, deliver
 from tests.rigs.messages import call_data, cloud_event
 from tests.simulation.loop import resolve
-from tests.unit.driver import ANN, ORG
+from tests.unit.driver import ANN, ORG, PYTHON
+from tests.unit.facts import uid
 from tests.worker.messages import TEMPLATE_ID
 
 CREATE: Final = "create_workspace"
@@ -31,6 +32,9 @@ class Callers:
         self.builds: dict[str, str] = {}
         """The build that each chat followed last, as far as it was published."""
         self.asked_again = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._elsewhere: list[OutgoingEvent] = []
+        """The facts about workspaces made elsewhere, which their provisioner publishes again after a loss."""
         self._waiting: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._lost: dict[tuple[str, str], asyncio.Event] = {}
 
@@ -45,6 +49,8 @@ class Callers:
         """React to a loss in NATS: every waiting call is requested again."""
         for lost in self._lost.values():
             lost.set()
+        for fact in self._elsewhere:
+            self._spawn(deliver(self._bus, fact))
 
     async def chat(self, chat: str, calls: int) -> None:
         """Make the calls of one chat; return when all of them are answered."""
@@ -104,6 +110,32 @@ class Callers:
         """Cancel a build of the chat; None: the newest one."""
         data = {} if build is None else {"build_id": build}
         await self._send(chat, "build_cancel_requested", data)
+
+    async def make_elsewhere(self, chat: str, after: float) -> None:
+        """Report a workspace that somebody made elsewhere, in the name of a chat that may have one."""
+        await asyncio.sleep(after)
+        source, data = (
+            "/provisioner/elsewhere",
+            {
+                "workspace_id": uid(f"elsewhere {chat}"),
+                "build_id": uid(f"made elsewhere {chat}"),
+                "build_number": 1,
+                "transition": "start",
+            },
+        )
+        version = {"template_version_id": PYTHON.active.id}
+        started = {**data, **version, "workspace_name": "elsewhere", "template_id": TEMPLATE_ID}
+        ended = {**data, **version, "agents": []}
+        for name, fact in (("build_started", started), ("build_succeeded", ended)):
+            body = cloud_event(name, source, chat, fact, time=None)
+            subject = subjects.inbound("provisioner", chat, "elsewhere")
+            out = OutgoingEvent(subject, f"{source}:{body['id']}", json.dumps(body).encode())
+            self._elsewhere.append(out)
+            await deliver(self._bus, out)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.add(task := asyncio.ensure_future(work))
+        task.add_done_callback(self._tasks.discard)
 
     async def _send(self, chat: str, name: str, data: dict[str, Any]) -> None:
         body = cloud_event(name, SOURCE, chat, data, time=None)

@@ -98,11 +98,10 @@ class Ways:
 
 @dataclass
 class HungStep:
-    """A step that goes on when it is told to."""
+    """A step that goes on until it is canceled."""
 
     chat: str
     since: float
-    goes_on: Future[None]
 
 
 @dataclass

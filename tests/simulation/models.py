@@ -106,12 +106,8 @@ class Builder:
     def __init__(self, *_args: Any, **_more: Any) -> None:
         """Accept the real builder's arguments; the model uses only its machine."""
 
-    def exists(self, workspace_id: str) -> bool:
-        return workspace_id in self.machine.running
-
-    def has_lost(self, _workspace_id: str) -> bool:
-        """Return False: only builds remove directories."""
-        return False
+    def lacks(self, workspace_id: str) -> bool:
+        return workspace_id not in self.machine.running
 
     async def end_processes(self, _workspace_id: str) -> None:
         """Do nothing: a workspace has no processes but its agents."""
@@ -158,9 +154,8 @@ class Builder:
         if job.transition is Transition.START:
             machine.running.setdefault(job.workspace_id, "half")
             if machine.loop.random.random() < machine.ways.hangs:
-                goes_on: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                machine.hung[job.build_id] = HungStep(job.chat_id, machine.loop.now, goes_on)
-                await goes_on
+                machine.hung[job.build_id] = HungStep(job.chat_id, machine.loop.now)
+                await asyncio.get_running_loop().create_future()
         await asyncio.sleep(machine.pace(machine.ways.build))
 
     async def clean_up(self, job: Job, _log: Any, *, new: bool) -> None:

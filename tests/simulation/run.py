@@ -35,7 +35,7 @@ REST: Final = 7200.0
 """Seconds within which the system must be at rest after the last fault. A stop or delete that fails is tried again
 after 1, 5 and 25 minutes."""
 HANGS: Final = 600.0
-"""Seconds for which the step of a build hangs that the chat no longer follows."""
+"""Seconds after which the step of a build that the chat no longer follows must have ended."""
 IMPATIENCE: Final = 30.0
 """Seconds after which a user cancels a build that hangs, once the faults are over."""
 ASKING: Final = 34.0
@@ -55,6 +55,7 @@ class Run:
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
+        others = Random(f"elsewhere {seed}")
         self.loop = SeededLoop(self.random)
         edge.use(self.loop, seed)
         self.trace: list[str] = []
@@ -108,6 +109,10 @@ class Run:
         """Timers that are overdue or not armed, each with the time when a check first saw that."""
         self.met: Counter[str] = Counter()
         self.chats = [uid(f"chat {n}") for n in range(draw((1, 1, 1, 2, 2, 3, 4)))]
+        self.elsewhere = {
+            chat: others.uniform(0, 12) for chat in self.chats if others.random() < 0.1
+        }
+        """The chats in whose name somebody makes a workspace elsewhere, with the seconds until then."""
         self.callers: Callers
 
     def pace(self, about: float) -> float:
@@ -286,6 +291,10 @@ class Run:
             asyncio.create_task(self.callers.chat(chat, calls))
             for chat, calls in plan(self.random, self.chats).items()
         ]
+        asking += [
+            asyncio.create_task(self.callers.make_elsewhere(chat, after))
+            for chat, after in self.elsewhere.items()
+        ]
         while self.loop.now < begun + TROUBLED:
             await self._look()
             if all(task.done() for task in asking) and self.random.random() < 0.2:
@@ -319,12 +328,14 @@ class Run:
     def _end_hung_builds(self) -> None:
         """Cancel builds whose step hangs: a user loses patience, and does so again after a time.
 
-        Nobody can cancel a build that the chat no longer follows. The limit of its provisioner ends it.
+        Nobody can cancel a build that the chat no longer follows. Workers cancel it when a delete supersedes it.
         """
         for build, step in list(self.machine.hung.items()):
             if self.callers.builds.get(step.chat) != build:
-                if self.loop.now > step.since + HANGS and not step.goes_on.done():
-                    self.loop.outside(step.goes_on.set_result, None)
+                if self.loop.now > step.since + HANGS:
+                    self.violations.append(
+                        f"the superseded build {build} hangs, and nobody ends it"
+                    )
             elif self.loop.now > self._canceled_again.get(build, step.since) + IMPATIENCE:
                 self._canceled_again[build] = self.loop.now
                 cancel = self.callers.cancel_build(step.chat, build)

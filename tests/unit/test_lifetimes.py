@@ -10,6 +10,7 @@ import pytest
 from statemachine.calls import Policy
 from statemachine.events import (
     AgentActivity,
+    BuildCanceled,
     BuildFailed,
     BuildRequested,
     BuildStarted,
@@ -35,6 +36,16 @@ def running(policy: Policy = POLICY) -> tuple[Desk, Jobs]:
     desk = Desk(policy=policy)
     desk.create("c")
     return desk, Jobs(desk).succeed().connect().live("ready")
+
+
+def made_elsewhere(job: BuildRequested, number: int, transition: Transition) -> dict[str, Any]:
+    """Return the keys of the facts about a build of the job's workspace that was made elsewhere."""
+    return {
+        "workspace_id": job.workspace_id,
+        "build_id": uid(f"elsewhere {number}"),
+        "build_number": number,
+        "transition": transition,
+    }
 
 
 def activity(desk: Desk, jobs: Jobs, sequence: int = 1) -> Any:
@@ -367,20 +378,63 @@ def test_d3c_a_delete_that_ran_out_of_time_and_was_canceled_before_it_began_leav
     assert (desk.job.build_number, desk.job.transition) == (delete.build_number + 1, STOP)
 
 
-@pytest.mark.parametrize("how", ["failed", "out of time"])
-def test_d3d_a_delete_made_elsewhere_that_did_not_succeed_leaves_no_lifetime(how: str) -> None:
-    desk, _ = running()
-    job = desk.job
-    elsewhere = {"workspace_id": job.workspace_id, "build_id": uid("elsewhere"), "build_number": 2}
-    desk.hear(event(BuildStarted(**elsewhere, transition=DELETE)))
+@pytest.mark.parametrize("how", ["failed", "canceled", "out of time"])
+def test_n2_a_delete_made_elsewhere_that_did_not_succeed_is_requested_again(how: str) -> None:
+    desk, jobs = running()
+    elsewhere = made_elsewhere(desk.job, 2, DELETE)
+    desk.hear(event(BuildStarted(**elsewhere)))
     if how == "failed":
-        desk.hear(event(BuildFailed(**elsewhere, transition=DELETE, error="disk full")))
+        desk.hear(event(BuildFailed(**elsewhere, error="disk full")))
+    elif how == "canceled":
+        desk.hear(event(BuildCanceled(**elsewhere)))
     else:
         desk.pass_time(LIMITS.build)
 
     assert desk.chat.stops_at is None
-    assert timers_of(desk.chat, LIMITS) == {}
-    assert desk.pass_time(7 * DAY).job == job
+    assert timers_of(desk.chat, LIMITS) == {TimerKind.RETRY: desk.at + MINUTE}
+    desk.pass_time(MINUTE)
+    assert (desk.job.build_number, desk.job.transition) == (3, DELETE)
+    assert desk.entries[-2:] == ["retry_due", "build_requested"]
+    jobs.fail("disk full")
+    assert desk.pass_time(5 * MINUTE).job.build_number == 4
+    jobs.succeed()
+    assert desk.chat.state is State.NONE
+
+
+def test_n3_a_delete_made_elsewhere_and_canceled_before_it_began_is_not_requested_again() -> None:
+    desk, _ = running()
+    job = desk.job
+    desk.hear(event(BuildCanceled(**made_elsewhere(job, 2, DELETE))))
+
+    assert desk.chat.stops_at == NOW + 2 * HOUR
+    assert timers_of(desk.chat, LIMITS) == {TimerKind.TTL: NOW + 2 * HOUR}
+    assert desk.pass_time(HOUR).job == job
+
+
+@pytest.mark.parametrize("transition", [STOP, DELETE])
+@pytest.mark.parametrize("how", ["failed", "out of time"])
+def test_n4_a_stop_or_delete_of_a_replaced_workspace_made_elsewhere_is_requested_again(
+    transition: Transition, how: str
+) -> None:
+    desk, jobs = running(Policy())
+    desk.stop("d")
+    jobs.succeed()
+    desk.start("e")
+    jobs.fail("disk full")
+    old = desk.job
+    desk.create("f", template_id=PYTHON.id)
+    stop = [job for job in desk.jobs if job.workspace_id == old.workspace_id][-1]
+    desk.hear(event(BuildFailed(**of(stop), error="disk full")))
+    elsewhere = made_elsewhere(old, stop.build_number + 1, transition)
+    desk.hear(event(BuildStarted(**elsewhere)))
+    if how == "failed":
+        desk.hear(event(BuildFailed(**elsewhere, error="disk full")))
+    else:
+        desk.pass_time(LIMITS.build)
+    desk.pass_time(MINUTE)
+
+    again = [job for job in desk.jobs if job.workspace_id == old.workspace_id][-1]
+    assert (again.build_number, again.transition) == (stop.build_number + 2, transition)
 
 
 @pytest.mark.parametrize("begun", [False, True])

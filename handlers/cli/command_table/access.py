@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from handlers.cli import arguments as types
-from handlers.cli.arguments import flag, positional, switch
+from handlers.cli.arguments import flag, positional, selector, switch
 from handlers.cli.command_table.connecting import ConnectingCommand, json_switch
 
 ROLES: Final = ("frontend", "chat-service", "provisioner", "operator", "worker", "gateway")
@@ -18,7 +18,9 @@ TOKEN_ROLES: Final = ("chat-service", "chat", "frontend", "operator")
 
 def _chats(text: str) -> Any:
     """Return the flag --chat, which may be repeated."""
-    return flag("--chat", action="append", type=types.uuid, default=[], metavar="UUID", help=text)
+    return selector(
+        "--chat", action="append", type=types.uuid, default=[], metavar="UUID", help=text
+    )
 
 
 def _exec(text: str) -> Any:
@@ -43,7 +45,7 @@ class IssueCredential(ConnectingCommand):
         help=f"the role of the key: {', '.join(ROLES)}",
     )
     chat: list[str] = _chats("a chat that a frontend may follow; repeat the flag for several chats")
-    pool: str | None = flag(
+    pool: str | None = selector(
         "--pool", metavar="POOL", help="the pool that a provisioner takes jobs from"
     )
     label: str | None = flag(

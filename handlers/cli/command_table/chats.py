@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from handlers.cli import arguments as types
-from handlers.cli.arguments import flag, positional, switch
+from handlers.cli.arguments import flag, positional, selector, switch
 from handlers.cli.command_table.connecting import ConnectingCommand, chat_argument, json_switch
 
 STATES: Final = (
@@ -77,7 +77,7 @@ class CancelBuild(ConnectingCommand):
     name = "build cancel"
     function = "handlers.cli.commands.chat:cancel_build"
     chat: str = chat_argument()
-    build: str | None = flag(
+    build: str | None = selector(
         "--build", type=types.uuid, metavar="UUID", help="only if this is the build in flight"
     )
     reason: str | None = flag(
@@ -96,14 +96,14 @@ class DeleteWorkspace(ConnectingCommand):
     name = "workspace delete"
     function = "handlers.cli.commands.workspace:delete"
     chat: str | None = positional("CHAT", type=types.uuid, nargs="?", help="the chat's UUID")
-    workspace: str | None = flag(
+    workspace: str | None = selector(
         "--workspace",
         type=types.uuid,
         metavar="UUID",
         help="the workspace with this id, whether it belongs to a chat or not",
     )
     all: bool = switch("--all", help="all workspaces that belong to no chat")
-    older_than: float | None = flag(
+    older_than: float | None = selector(
         "--older-than",
         type=types.seconds,
         metavar="TIME",
