@@ -585,12 +585,16 @@ async def _read_body(request: BaseRequest) -> dict[str, Any]:
     """Return the body of a request. Raises Problem 400, 413 and 415."""
     data = bytearray()
     total = 0
-    async for chunk in request.content.iter_any():
-        total += len(chunk)
-        if total <= MAX_BODY:
-            data += chunk
-        elif total > _DISCARDED:
-            break
+    try:
+        async for chunk in request.content.iter_any():
+            total += len(chunk)
+            if total <= MAX_BODY:
+                data += chunk
+            elif total > _DISCARDED:
+                break
+    except web.RequestPayloadError as error:
+        why = " ".join(str(error).split())
+        raise Problem(HTTPStatus.BAD_REQUEST, f"the body can't be read: {why}") from None
     if total > MAX_BODY:
         raise Problem(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {MAX_BODY} bytes"

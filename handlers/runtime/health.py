@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 from aiohttp import web
@@ -22,6 +24,8 @@ from bus import Bus, Unavailable
 from handlers.errors import WorkspacedError
 from handlers.runtime.listeners import Certificate
 from statemachine.store import Store, StoreUnavailableError
+
+log = logging.getLogger(__name__)
 
 ANSWER_WITHIN: Final = 2.0
 """Seconds that a check may take before it counts as failed: probes time out soon."""
@@ -238,6 +242,28 @@ class RateLimiter:
         return min(self._burst, tokens + (now - since) * self._rate)
 
 
+class _Connection(RequestHandler):
+    """A connection. A request that can't be read is answered with a problem, like all other errors."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Return the answer to a request that no handler has answered."""
+        if status == HTTPStatus.BAD_REQUEST:
+            log.debug("a request of %s can't be read: %s", request.remote, message)
+            detail = f"the request can't be read: {' '.join((message or '').split())}"
+        else:
+            super().handle_error(request, status, exc, message)  # it logs the error
+            detail = "an error of the server; its log has the details"
+        return _closing_problem(HTTPStatus(status), detail)
+
+
 class LimitedServer(web.Server):
     """Limits connections and requests of each address; answers 429 beyond the rate.
 
@@ -257,6 +283,10 @@ class LimitedServer(web.Server):
         self._limiter = RateLimiter(asyncio.get_running_loop().time)
         self._open: dict[RequestHandler, tuple[str, asyncio.TimerHandle]] = {}
         """Of each connection its address and the timer that closes it."""
+
+    def __call__(self) -> RequestHandler:
+        """Return the handler of a new connection."""
+        return _Connection(self, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """Accept a connection, or close it at once if there are too many."""
@@ -283,14 +313,14 @@ class LimitedServer(web.Server):
         address = request.remote or ""
         if self._server.api is None or request.path in _HEALTH_PATHS:
             if not self._limiter.take(address):
-                return _too_many({"status": "too many requests"}, "application/json")
+                body = {"status": "too many requests"}
+                return _closing(HTTPStatus.TOO_MANY_REQUESTS, body, "application/json")
             return await self._server.health(request)
         if not self._limiter.allows(address):
             detail = (
                 "this address sent too many requests without a valid token; try again in a second"
             )
-            problem = {"status": 429, "title": "Too Many Requests", "detail": detail}
-            return _too_many(problem, "application/problem+json")
+            return _closing_problem(HTTPStatus.TOO_MANY_REQUESTS, detail)
         trusted = False
 
         def trust(request: BaseRequest, *, lasting: bool = True) -> None:
@@ -306,9 +336,17 @@ class LimitedServer(web.Server):
                 self._limiter.take(address)
 
 
-def _too_many(body: Mapping[str, object], content_type: str) -> web.Response:
-    headers = {"Retry-After": "1"}
+def _closing_problem(status: HTTPStatus, detail: str) -> web.Response:
+    """Return a problem after which the connection closes."""
+    problem = {"status": int(status), "title": status.phrase, "detail": detail}
+    return _closing(status, problem, "application/problem+json")
+
+
+def _closing(status: HTTPStatus, body: Mapping[str, object], content_type: str) -> web.Response:
+    headers = {"Cache-Control": "no-store"}
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        headers["Retry-After"] = "1"
     data = json.dumps(body).encode()
-    response = web.Response(body=data, status=429, headers=headers, content_type=content_type)
+    response = web.Response(body=data, status=status, headers=headers, content_type=content_type)
     response.force_close()
     return response

@@ -220,6 +220,44 @@ async def test_a_body_must_be_json_and_not_too_large(operator: HttpClient) -> No
     assert (await operator.ask("POST", path, data=large, headers=json_type))[0] == 413
 
 
+@pytest.mark.parametrize(
+    "request_lines",
+    [
+        pytest.param(["G@T /v1/chats HTTP/1.1"], id="method"),
+        pytest.param(["GET /v1/chats HTTP/1.1", "no header"], id="header"),
+        pytest.param([f"GET /v1/{'x' * 9000} HTTP/1.1"], id="long path"),
+        pytest.param(["GET http://[::1/ HTTP/1.1"], id="address"),
+        pytest.param(["POST {keep} HTTP/1.1", "Content-Length: x"], id="length"),
+        pytest.param(["POST {keep} HTTP/1.1", "Transfer-Encoding: chunked", "", "zz"], id="chunk"),
+        pytest.param(
+            ["POST {keep} HTTP/1.1", "Content-Encoding: gzip", "Content-Length: 4", "", "none"],
+            id="encoding",
+        ),
+    ],
+)
+async def test_a_request_that_can_t_be_read_is_a_problem(
+    operator: HttpClient, request_lines: list[str]
+) -> None:
+    host = operator.url.removeprefix("http://")
+    first, *others = request_lines
+    lines = [first, f"Host: {host}", f"Authorization: Bearer {operator.token}", *others, "", ""]
+    text = "\r\n".join(lines).replace("{keep}", f"/v1/chats/{new_id()}/keep")
+    reader, writer = await asyncio.open_connection(*host.split(":"))
+    try:
+        writer.write(text.encode())
+        async with asyncio.timeout(10):
+            head, _, rest = (await reader.readuntil(b"}")).partition(b"\r\n\r\n")
+    finally:
+        writer.close()
+    body = json.loads(rest)
+
+    assert head.split()[1] == b"400"
+    assert b"\r\nContent-Type: application/problem+json" in head
+    assert b"\r\nCache-Control: no-store" in head
+    assert (body["status"], body["title"]) == (400, "Bad Request")
+    assert "can't be read" in body["detail"]
+
+
 async def test_unknown_keys_of_a_body_are_named(world: World, operator: HttpClient) -> None:
     chat = await world.chat()
     body = {**owned(chat), "colour": "red"}
