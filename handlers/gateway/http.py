@@ -581,8 +581,8 @@ def _page_body(asked: Asked) -> dict[str, Any]:
     return {**_numbers(asked.query), **asked.path}
 
 
-async def _read_body(request: BaseRequest) -> dict[str, Any]:
-    """Return the body of a request. Raises Problem 400, 413 and 415."""
+async def _received(request: BaseRequest) -> bytes:
+    """Return the bytes of a body. Raises Problem 400 and 413."""
     data = bytearray()
     total = 0
     try:
@@ -599,6 +599,12 @@ async def _read_body(request: BaseRequest) -> dict[str, Any]:
         raise Problem(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {MAX_BODY} bytes"
         )
+    return bytes(data)
+
+
+async def _read_body(request: BaseRequest) -> dict[str, Any]:
+    """Return the body of a request. Raises Problem 400, 413 and 415."""
+    data = await _received(request)
     if not data:
         return {}
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -607,7 +613,7 @@ async def _read_body(request: BaseRequest) -> dict[str, Any]:
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body is {kind}; send application/json"
         )
     try:
-        body = parse(bytes(data))
+        body = parse(data)
     except Reject as error:
         raise Problem(HTTPStatus.BAD_REQUEST, f"body: {error.detail}") from None
     if body is None:
