@@ -55,6 +55,7 @@ check: $(INSTALLED)  ## Check lint, formatting, types and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/oxlint --quiet handlers/gateway/page
 
 audit: $(INSTALLED)  ## Check that installed = pinned, and ask OSV for known vulnerabilities; OFFLINE=accepted
 	$(BIN)/python -m pip check

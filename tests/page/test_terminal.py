@@ -129,7 +129,9 @@ async def test_a_shell_runs_has_the_size_of_the_page_and_ends(shell: Shell, tab:
     await expect(tab.page.locator(".tline .f-red")).to_have_text("red")
     wide = await shell.size("wide")
     await tab.page.set_viewport_size({"width": 800, "height": 500})
-    await tab.page.wait_for_function(f"document.querySelector('.rows').children.length < {wide[0]}")
+    await tab.page.wait_for_function(
+        f"() => document.querySelector('.rows').children.length < {wide[0]}"
+    )
     narrow = await shell.size("narrow")
     assert wide[0] > narrow[0] > 5
     assert wide[1] > narrow[1] > 40

@@ -46,8 +46,10 @@ export function select(style, parameters) {
     else if (code === 3) style.italic = true;
     else if (code === 4) style.underline = true;
     else if (code === 7) style.reverse = true;
-    else if (code === 22) (delete style.bold, delete style.dim);
-    else if (code === 23) delete style.italic;
+    else if (code === 22) {
+      delete style.bold;
+      delete style.dim;
+    } else if (code === 23) delete style.italic;
     else if (code === 24) delete style.underline;
     else if (code === 27) delete style.reverse;
     else if (code >= 30 && code <= 37) style.fg = NAMES[code - 30];

@@ -187,7 +187,7 @@ export class Screen {
     else if (char === "7") this.save();
     else if (char === "8") this.restore();
     else if (char === "D") this.feed();
-    else if (char === "E") (this.moveTo(this.row, 0), this.feed());
+    else if (char === "E") this.nextLine();
     else if (char === "M") this.reverseFeed();
     else if (char === "H") this.stops.add(this.col);
     else if (char === "c") this.reset();
@@ -247,7 +247,8 @@ export class Screen {
     else if (char === "@") this.line.move(this.col, Math.min(count, this.cols - this.col), this.cols, this.blank);
     else if (char === "X") this.line.erase(this.col, Math.min(this.col + count, this.cols), this.blank);
     else if (char === "b") for (let left = Math.min(count, this.cols * this.rows); left; left--) this.print(this.last);
-    else if (char === "g") first === 3 ? this.stops.clear() : this.stops.delete(this.col);
+    else if (char === "g" && first === 3) this.stops.clear();
+    else if (char === "g") this.stops.delete(this.col);
     else if (char === "h" || char === "l") this.inserts = [first, second, ...more].includes(4) ? char === "h" : this.inserts;
     else if (char === "r") this.setMargins(first, second);
     else if (char === "s") this.save();
@@ -261,9 +262,12 @@ export class Screen {
     if (mode === 1) this.applicationKeys = on;
     else if (mode === 6) this.fromMargin = on;
     else if (mode === 7) this.wraps = on;
-    else if (mode === 25) (this.shown = on), (this.line.changed = true);
-    else if (mode === 2004) this.bracketedPaste = on;
-    else if (mode === 1048) on ? this.save() : this.restore();
+    else if (mode === 25) {
+      this.shown = on;
+      this.line.changed = true;
+    } else if (mode === 2004) this.bracketedPaste = on;
+    else if (mode === 1048 && on) this.save();
+    else if (mode === 1048) this.restore();
     else if (mode === 47 || mode === 1047 || mode === 1049) this.setAlternate(on, mode === 1049);
   }
 
@@ -296,7 +300,7 @@ export class Screen {
     if (this.sets[this.set] && char >= "`" && char <= "~") char = LINES[char.charCodeAt(0) - 0x60];
     const width = char >= "\u1100" && WIDE.test(char) && this.cols > 1 ? 2 : 1;
     if (this.full || this.col + width > this.cols) {
-      if (this.wraps) (this.moveTo(this.row, 0), this.feed());
+      if (this.wraps) this.nextLine();
       else this.col = this.cols - width;
     }
     if (this.inserts) this.line.move(this.col, width, this.cols, this.blank);
@@ -318,7 +322,7 @@ export class Screen {
   }
 
   moveTo(row, col) {
-    this.line && (this.line.changed = true); // where the cursor was
+    if (this.line) this.line.changed = true; // where the cursor was
     this.row = Math.max(0, Math.min(row, this.rows - 1));
     this.col = Math.max(0, Math.min(col, this.cols - 1));
     this.full = false;
@@ -339,6 +343,11 @@ export class Screen {
     if (this.row === this.bottom) this.scroll(this.top, this.bottom, 1);
     else this.moveTo(this.row + 1, this.col);
     this.full = false;
+  }
+
+  nextLine() {
+    this.moveTo(this.row, 0);
+    this.feed();
   }
 
   reverseFeed() {
@@ -387,7 +396,8 @@ export class Screen {
   restore() {
     const { row = 0, col = 0, ...more } = this.saved ?? {};
     Object.assign(this, more);
-    if (more.sets) (this.sets = [...more.sets]), (this.style = { ...more.style });
+    this.sets = [...(more.sets ?? this.sets)];
+    this.style = { ...(more.style ?? this.style) };
     this.moveTo(row, col);
   }
 }

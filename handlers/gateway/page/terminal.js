@@ -122,7 +122,9 @@ class Terminal {
     keys.addEventListener("beforeinput", (event) => {
       // Keyboards of phones send no keys for these.
       const key = { deleteContentBackward: "\u007f", insertLineBreak: "\r" }[event.inputType];
-      if (key && !keys.value) (event.preventDefault(), this.type(key));
+      if (!key || keys.value) return;
+      event.preventDefault();
+      this.type(key);
     });
     keys.addEventListener("paste", (event) => {
       event.preventDefault();
@@ -455,7 +457,8 @@ class Terminal {
       try {
         const { body } = await send("POST", `/v1/chats/${this.chatId}/tools/${tool}`, { call_id: callId, args });
         if (!body.is_error) {
-          if (this.troubled) (this.troubled = false), this.say("");
+          if (this.troubled) this.say("");
+          this.troubled = false;
           return body.result;
         }
         if (!("next_step" in body.result)) return void refused(new Refused(plain(body.result.error)));
