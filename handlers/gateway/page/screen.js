@@ -12,17 +12,21 @@ const LARGEST_COUNT = 9999;
 /** What a terminal shows for the letters `…~ while the set of line drawing characters is selected. */
 const LINES = "◆▒␉␌␍␊°±␤␋┘┐┌└┼⎺⎻─⎼⎽├┤┴┬│≤≥π≠£·";
 const PRINTABLE = /[^\u0000-\u001f\u007f-\u009f]+/y;
+const SIMPLE = /^[\u0020-\u007e\u00a0-\u00ac\u00ae-\u02ff]*$/; // one column each
 const COMBINING = /^[\p{M}\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\u{1f3fb}-\u{1f3ff}\u{e0100}-\u{e01ef}]$/u;
 /** Characters that change the direction of others, or are not there for readers. */
 const HIDDEN = /[\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/;
 const WIDE =
   /^[\u1100-\u115f\u231a\u231b\u2329\u232a\u23e9-\u23ec\u25fd\u25fe\u2614\u2615\u26a1\u26aa\u26ab\u26bd\u26be\u26c4\u26ce\u26d4\u26ea\u26f5\u26fa\u26fd\u2705\u270a\u270b\u2728\u274c\u274e\u2753-\u2757\u2795-\u2797\u27b0\u2b1b\u2b1c\u2b50\u2b55\u2e80-\u303e\u3041-\ua4cf\ua960-\ua97f\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\u{1f004}\u{1f0cf}\u{1f18e}\u{1f191}-\u{1f19a}\u{1f200}-\u{1f320}\u{1f32d}-\u{1f335}\u{1f337}-\u{1f37c}\u{1f37e}-\u{1f393}\u{1f3a0}-\u{1f3ca}\u{1f3e0}-\u{1f3f0}\u{1f3f4}\u{1f3f8}-\u{1f43e}\u{1f440}\u{1f442}-\u{1f4fc}\u{1f4ff}-\u{1f53d}\u{1f550}-\u{1f567}\u{1f595}\u{1f5a4}\u{1f5fb}-\u{1f64f}\u{1f680}-\u{1f6c5}\u{1f6d0}-\u{1f6d2}\u{1f6eb}-\u{1f6fc}\u{1f7e0}-\u{1f7eb}\u{1f900}-\u{1faff}\u{20000}-\u{3fffd}]$/u;
 
-/** A line of the screen: for each column a character and its classes. The second column of a wide character is "". */
+/** A line of the screen: a character and its classes for each column up to the last one that was written.
+ *
+ * The columns after those are spaces with the classes `blank`. The second column of a wide character is "". */
 class Line {
-  constructor(cols, style = "") {
-    this.chars = new Array(cols).fill(" ");
-    this.styles = new Array(cols).fill(style);
+  constructor(blank = "") {
+    this.chars = [];
+    this.styles = [];
+    this.blank = blank;
     this.changed = true;
   }
 
@@ -31,32 +35,53 @@ class Line {
     return this.chars.join("").trimEnd();
   }
 
+  /** Write out the columns before one that is going to be written. */
+  reach(col) {
+    while (this.chars.length < col) {
+      this.chars.push(" ");
+      this.styles.push(this.blank);
+    }
+  }
+
   put(col, char, style) {
+    this.reach(col);
     this.chars[col] = char;
     this.styles[col] = style;
     this.changed = true;
   }
 
   erase(from, to, style) {
-    if (this.chars[from] === "" && from > 0) this.put(from - 1, " ", this.styles[from - 1]);
-    if (this.chars[to] === "") this.put(to, " ", style);
+    this.part(from);
+    this.part(to);
     for (let col = from; col < to; col++) this.put(col, " ", style);
+  }
+
+  /** Replace a wide character by spaces if its second half begins at a column that is going to be written, or to stay. */
+  part(col) {
+    if (this.chars[col] !== "") return;
+    this.chars[col] = this.chars[col - 1] = " ";
+    this.changed = true;
+  }
+
+  /** Erase all of it. */
+  clear(style) {
+    this.chars.length = this.styles.length = 0;
+    this.blank = style;
+    this.changed = true;
   }
 
   /** Let the characters from a column on move by `count` columns; a negative count moves them to the left. */
   move(col, count, cols, style) {
+    this.reach(cols);
+    this.part(col);
+    const removed = count < 0 ? -count : 0;
+    const added = count > 0 ? count : 0;
     for (const [cells, blank] of [[this.chars, " "], [this.styles, style]]) {
-      const moved = count > 0 ? [...new Array(count).fill(blank), ...cells.slice(col, cols - count)] : [...cells.slice(col - count, cols), ...new Array(-count).fill(blank)];
-      cells.splice(col, cols - col, ...moved.slice(0, cols - col));
+      cells.splice(col, removed, ...new Array(added).fill(blank));
+      while (cells.length < cols) cells.push(blank);
+      cells.length = cols;
     }
-    this.changed = true;
-  }
-
-  resize(cols) {
-    while (this.chars.length < cols) {
-      this.chars.push(" ");
-      this.styles.push("");
-    }
+    if (this.chars[col + added] === "") this.put(col + added, " ", style);
     this.changed = true;
   }
 }
@@ -97,7 +122,7 @@ export class Screen {
   }
 
   empty() {
-    return Array.from({ length: this.rows }, () => new Line(this.cols));
+    return Array.from({ length: this.rows }, () => new Line());
   }
 
   get isAlternate() {
@@ -113,7 +138,7 @@ export class Screen {
     if (cols === this.cols && rows === this.rows) return;
     for (const lines of new Set([this.main, this.lines])) {
       const cursor = lines === this.lines ? this : (this.saved ?? { row: 0 });
-      for (const line of lines) line.resize(cols);
+      for (const line of lines) line.changed = true;
       while (lines.length > rows) {
         if (cursor.row < lines.length - 1 && lines.at(-1).text === "") lines.pop();
         else {
@@ -122,7 +147,7 @@ export class Screen {
           cursor.row = Math.max(0, cursor.row - 1);
         }
       }
-      while (lines.length < rows) lines.push(new Line(cols));
+      while (lines.length < rows) lines.push(new Line());
     }
     this.cols = cols;
     this.rows = rows;
@@ -139,7 +164,7 @@ export class Screen {
         PRINTABLE.lastIndex = at;
         const found = PRINTABLE.exec(text);
         if (found) {
-          for (const char of found[0]) this.print(char);
+          this.printAll(found[0]);
           at = PRINTABLE.lastIndex;
           continue;
         }
@@ -295,6 +320,27 @@ export class Screen {
     this.blank = this.style.bg ? `b-${this.style.bg}` : "";
   }
 
+  printAll(text) {
+    const simple = SIMPLE.test(text) && !this.inserts && !this.sets[this.set];
+    if (!simple) {
+      for (const char of text) this.print(char);
+      return;
+    }
+    for (let at = 0; at < text.length; ) {
+      if (this.full) this.print(text[at++]);
+      const { line, col } = this;
+      const end = Math.min(this.cols - 1, col + text.length - at); // the last column is left to `print`
+      line.part(end);
+      for (line.reach(col), line.part(col); this.col < end; this.col++, at++) {
+        line.chars[this.col] = text[at];
+        line.styles[this.col] = this.classes;
+        line.changed = true;
+      }
+      if (at < text.length) this.print(text[at++]);
+    }
+    this.last = text.at(-1);
+  }
+
   print(char) {
     if (char >= "\u0300" && (HIDDEN.test(char) || this.combine(char))) return;
     if (this.sets[this.set] && char >= "`" && char <= "~") char = LINES[char.charCodeAt(0) - 0x60];
@@ -317,7 +363,7 @@ export class Screen {
     if (!COMBINING.test(char)) return false;
     let col = this.full ? this.col : this.col - 1;
     if (col > 0 && this.line.chars[col] === "") col -= 1;
-    if (col >= 0 && this.line.chars[col].length < 16) this.line.put(col, this.line.chars[col] + char, this.line.styles[col]);
+    if (this.line.chars[col] !== undefined && this.line.chars[col].length < 16) this.line.put(col, this.line.chars[col] + char, this.line.styles[col]);
     return true;
   }
 
@@ -360,8 +406,10 @@ export class Screen {
     const lines = this.lines;
     this.line.changed = true;
     for (let left = Math.min(Math.abs(count), bottom - top + 1); left; left--) {
-      const [gone] = lines.splice(count > 0 ? top : bottom, 1);
-      lines.splice(count > 0 ? bottom : top, 0, new Line(this.cols, this.blank));
+      const whole = top === 0 && bottom === this.rows - 1 && count > 0; // what most output does
+      const [gone] = whole ? [lines.shift()] : lines.splice(count > 0 ? top : bottom, 1);
+      if (whole) lines.push(new Line(this.blank));
+      else lines.splice(count > 0 ? bottom : top, 0, new Line(this.blank));
       if (count > 0 && top === 0 && !this.isAlternate) this.leave(gone);
     }
   }
@@ -385,7 +433,7 @@ export class Screen {
     if (what !== 1) this.line.erase(what ? 0 : this.col, this.cols, this.blank);
     else this.line.erase(0, this.col + 1, this.blank);
     const [from, to] = what === 2 ? [0, this.rows] : what === 1 ? [0, this.row] : [this.row + 1, this.rows];
-    for (let row = from; row < to; row++) this.lines[row].erase(0, this.cols, this.blank);
+    for (let row = from; row < to; row++) this.lines[row].clear(this.blank);
   }
 
   save() {
@@ -402,16 +450,18 @@ export class Screen {
   }
 }
 
-/** Return the pieces of a line with equal classes, `[text, classes, column, width]`, of the first columns. */
+/** Return the pieces with equal classes, `[text, classes]`, of the first columns of a line. */
 export function runs(line, cols, cursor = -1) {
   const found = [];
-  let end = cols;
-  while (end > cursor + 1 && line.chars[end - 1] === " " && line.styles[end - 1] === "") end -= 1;
+  const { chars, styles, blank } = line;
+  let end = blank ? cols : Math.min(cols, chars.length);
+  while (end > 0 && chars[end - 1] === " " && styles[end - 1] === "") end -= 1;
+  end = Math.max(end, cursor + 1);
   for (let col = 0; col < end; col++) {
-    const char = line.chars[col];
+    const char = chars[col] ?? " ";
     if (char === "") continue;
-    const wide = line.chars[col + 1] === "" && col + 1 < line.chars.length;
-    const classes = `${line.styles[col]}${wide ? " wide" : ""}${col === cursor ? " cursor" : ""}`.trim();
+    const wide = chars[col + 1] === "";
+    const classes = `${styles[col] ?? blank}${wide ? " wide" : ""}${col === cursor ? " cursor" : ""}`.trim();
     const last = found.at(-1);
     if (last && last[1] === classes && !wide && col !== cursor) last[0] += char;
     else found.push([char, classes]);

@@ -11,7 +11,7 @@ const SHELL = 'for shell in "$SHELL" bash sh; do command -v "$shell" >/dev/null 
 const LONGEST = 12 * 3600; // seconds after which a forgotten shell ends: it keeps its workspace running
 const PIECE = 32768; // bytes of input in one request
 const LARGEST_PASTE = 1048576;
-const WAITING = 500; // pieces of output that wait while older ones are read
+const WAITING = 100; // pieces of output that wait while older ones are read
 
 const NEXT = {
   create_workspace: "Create a workspace in the chat's view.",
@@ -27,10 +27,15 @@ const ENDED = {
 /** An answer of a tool that is an error. */
 class Refused extends Error {}
 
+const FAR = Number.MAX_SAFE_INTEGER;
+const HISTORY = 524288; // bytes of older output that are read: more than the lines that are kept
+const BEHIND = 1048576; // bytes by which the output may be ahead of what is shown, before a part is left out
+
 class Terminal {
   constructor() {
     [this.chatId = "", this.execId = ""] = location.hash.slice(1).split("/");
     this.next = 0; // the byte of the output up to which it is shown
+    this.newest = 0; // the one where the newest piece of the stream begins
     this.early = [];
     this.outbox = [];
     this.changes = 0; // states of the chat that have come
@@ -211,7 +216,7 @@ class Terminal {
 
   /** Let screen readers say the lines that were written, together and not too many of them. */
   speak(text) {
-    this.unspoken = (this.unspoken ?? "") + text;
+    this.unspoken = ((this.unspoken ?? "") + text).slice(-4096);
     clearTimeout(this.speaking);
     this.speaking = setTimeout(() => {
       const lines = this.unspoken.split("\n").slice(-12);
@@ -260,6 +265,7 @@ class Terminal {
     history.replaceState(null, "", `#${this.chatId}/${execId}`);
     this.end.hidden = false;
     this.sendSize();
+    if (!this.fresh) await this.skipOld();
     await this.catchUp();
   }
 
@@ -289,6 +295,7 @@ class Terminal {
 
   /** Show a piece of output that the stream has brought. */
   piece({ offset, next, output }) {
+    this.newest = Math.max(this.newest, offset);
     if (this.reading) {
       if (this.early.length < WAITING) this.early.push({ offset, next, output });
       else this.again = true;
@@ -300,10 +307,12 @@ class Terminal {
   show(offset, next, output) {
     if (next <= this.next) return;
     const rest = offset < this.next ? new TextDecoder().decode(new TextEncoder().encode(output).subarray(this.next - offset)) : output;
-    if (offset > this.next) this.screen.write(`\r\n[${offset - this.next} bytes of the output are no longer kept]\r\n`);
+    if (offset > this.next && !this.within) this.screen.write(`\r\n[${offset - this.next} bytes of the output are no longer kept]\r\n`);
+    const shown = this.within ? rest.slice(rest.indexOf("\n") + 1) : rest;
+    this.within = false;
     this.next = next;
-    this.screen.write(rest);
-    this.speak(rest);
+    this.screen.write(shown);
+    this.speak(shown);
     this.draw();
   }
 
@@ -319,6 +328,7 @@ class Terminal {
           const page = await this.call("process_output", { exec_id: this.execId, after: this.next }, (error) => this.unknown(error));
           if (!page) return;
           this.show(page.offset, page.next, page.output);
+          if (this.newest - this.next > BEHIND) this.skipTo(this.newest - HISTORY);
           if (page.output) continue;
           if (page.status === "exited") this.ended(page);
           break;
@@ -329,6 +339,20 @@ class Terminal {
       this.reading = false;
       for (const { offset, next, output } of this.early.splice(0)) this.piece({ offset, next, output });
     }
+  }
+
+  /** Begin with the end of a long output. */
+  async skipOld() {
+    this.reading = true; // what the stream brings meanwhile waits
+    const page = await this.call("process_output", { exec_id: this.execId, after: FAR }, () => {});
+    if (page && page.next > HISTORY && page.next < FAR) this.skipTo(page.next - HISTORY);
+    this.reading = false;
+  }
+
+  skipTo(offset) {
+    this.screen.write(`\r\n[${offset - this.next} bytes of the output are left out]\r\n`);
+    this.next = offset;
+    this.within = true; // the next piece may begin within a line or a sequence
   }
 
   unknown(error) {
