@@ -15,7 +15,7 @@ from tests.page.conftest import PHONE, WIDE, OpenTab, Tab
 from tests.rigs.browser import needs_chromium
 from tests.rigs.messages import new_id
 from tests.rigs.processes import Up
-from tests.rigs.world import Deployment, World
+from tests.rigs.world import ORGANIZATION, Deployment, World
 
 pytestmark = needs_chromium
 
@@ -127,6 +127,10 @@ async def test_a_shell_runs_has_the_size_of_the_page_and_ends(shell: Shell, tab:
     await shell.run("echo h''i; printf '\\033[31mred\\033[0m\\n'")
     await shell.has("hi")
     await expect(tab.page.locator(".tline .f-red")).to_have_text("red")
+    await tab.is_accessible()
+    await tab.page.set_viewport_size(PHONE)
+    await tab.shows("[aria-label=Keys] button", "Ctrl+C")
+    await tab.page.set_viewport_size(WIDE)
     wide = await shell.size("wide")
     await tab.page.set_viewport_size({"width": 800, "height": 500})
     await tab.page.wait_for_function(
@@ -204,9 +208,10 @@ async def test_a_reload_goes_on_with_the_shell_and_another_tab_may_join(
     await shell.has("still here")
 
 
-async def test_hostile_output_runs_nothing(
+async def test_output_changes_the_screen_and_runs_nothing(
     world: World, shell: Shell, tab: Tab, chat_of_shells: str
 ) -> None:
+    await _shows_screens_as_other_terminals_do(tab)
     await tab.page.evaluate(
         "navigator.clipboard.readText = navigator.clipboard.writeText = () => (document.title = 'run')"
     )
@@ -229,27 +234,45 @@ async def test_hostile_output_runs_nothing(
     )
 
 
-async def test_the_terminal_is_accessible_and_has_a_policy_of_its_own(
-    shell: Shell, tab: Tab
+async def test_who_may_run_no_commands_gets_no_terminal(
+    world: World, open_tab: OpenTab, chat_of_shells: str
 ) -> None:
-    await shell.run("ls -la --color=always /; printf '\\033[7mreverse\\033[0m\\n'")
-    await shell.has("reverse")
-    await tab.is_accessible()
-    await tab.page.set_viewport_size(PHONE)
-    await tab.shows("[aria-label=Keys] button", "Ctrl+C")
-    await tab.page.set_viewport_size(WIDE)
-
-    answer = await tab.page.request.get(f"{tab.url}/page/terminal.html")
-    policy = answer.headers["content-security-policy"]
-    assert "script-src 'self'; style-src 'self'; connect-src 'self'" in policy
-    assert "form-action 'none'; frame-ancestors 'none'" in policy
-    assert policy.endswith("sandbox allow-scripts allow-same-origin")
-    assert "unsafe" not in policy
-    assert "clipboard-read=()" in answer.headers["permissions-policy"]
+    chat = chat_of_shells
+    tab = await open_tab((await world.operator.rpc("issue_page_code", chat_ids=[chat]))["page"])
+    await tab.shows(".pill.big", "Ready")
+    assert await tab.page.locator("text=Terminal").count() == 0
+    await tab.page.goto(f"{tab.url}/page/terminal.html#{chat}")
+    await tab.shows(".notice", "Your session has no right to run commands in this workspace.")
     assert await tab.page.evaluate("window.open('/') === null")
 
+    for may_run in (False, True):
+        issued = await world.operator.rpc(
+            "issue_token",
+            role="chat",
+            chat_ids=[chat],
+            organization_id=ORGANIZATION,
+            owner_id=new_id(),
+            owner_name="ada",
+            exec=may_run,
+        )
+        of_chat = await open_tab(f"{tab.url}/?")
+        await of_chat.page.fill("#code", issued["token"])
+        await of_chat.page.click("text=Sign in")
+        await of_chat.shows(".pill.big", "Ready")
+        await of_chat.shows(".actions button", "Stop")
+        assert (
+            await of_chat.page.locator(".actions a").all_text_contents() == ["Terminal"] * may_run
+        )
 
-async def test_control_sequences_do_what_they_do_in_other_terminals(tab: Tab) -> None:
+
+async def test_a_workspace_that_does_not_run_says_what_to_do(world: World, tab: Tab) -> None:
+    chat = await world.chat()
+    await tab.page.goto(f"{tab.url}/page/terminal.html#{chat.id}")
+    await tab.shows(".notice", "This chat has no workspace.")
+    await asyncio.gather(world.ready(chat), tab.shows(".notice", "agent"))
+
+
+async def _shows_screens_as_other_terminals_do(tab: Tab) -> None:
     found = await tab.page.evaluate(
         """async (written) => {
             const { Screen } = await import("/page/screen.js");
@@ -265,22 +288,3 @@ async def test_control_sequences_do_what_they_do_in_other_terminals(tab: Tab) ->
     for (written, shown), (at_once, by_characters) in zip(SCREENS, found, strict=True):
         assert at_once == shown, repr(written)
         assert by_characters == shown, repr(written)
-
-
-async def test_who_may_run_no_commands_gets_no_terminal(
-    world: World, open_tab: OpenTab, chat_of_shells: str
-) -> None:
-    chat = chat_of_shells
-    tab = await open_tab((await world.operator.rpc("issue_page_code", chat_ids=[chat]))["page"])
-    await tab.shows(".pill.big", "Ready")
-    assert await tab.page.locator("text=Terminal").count() == 0
-    await tab.page.goto(f"{tab.url}/page/terminal.html#{chat}")
-    await tab.shows(".notice", "Your session has no right to run commands in this workspace.")
-    await tab.is_accessible()
-
-
-async def test_a_workspace_that_does_not_run_says_what_to_do(world: World, tab: Tab) -> None:
-    chat = await world.chat()
-    await tab.page.goto(f"{tab.url}/page/terminal.html#{chat.id}")
-    await tab.shows(".notice", "Create a workspace in the chat's view.")
-    await asyncio.gather(world.ready(chat), tab.shows(".notice", "agent"))

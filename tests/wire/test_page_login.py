@@ -236,6 +236,18 @@ async def test_the_page_is_served_with_a_strict_policy(browser: Browser) -> None
         assert not again.body
 
 
+async def test_the_terminal_is_served_with_a_policy_of_its_own(browser: Browser) -> None:
+    headers = (await browser.ask("GET", "/page/terminal.html", headers={})).headers
+
+    policy = headers["Content-Security-Policy"]
+    assert "script-src 'self'; style-src 'self'; connect-src 'self'" in policy
+    assert "form-action 'none'; frame-ancestors 'none'" in policy
+    assert "require-trusted-types-for 'script'; trusted-types 'none'" in policy
+    assert policy.endswith("sandbox allow-scripts allow-same-origin")
+    assert "unsafe" not in policy
+    assert headers["Permissions-Policy"].startswith("clipboard-read=(), clipboard-write=()")
+
+
 async def test_only_files_of_the_page_are_served(browser: Browser) -> None:
     for path in ("/page/", "/page/none.js", "/page/../http.py", "/page/%2e%2e/http.py", "/page"):
         assert await browser.status("GET", path) in (401, 404)

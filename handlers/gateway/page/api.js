@@ -16,6 +16,9 @@ export function onSignedOut(act) {
   signedOut = act;
 }
 
+/** The command of a terminal: the user's shell. By its text, lists and logs of commands tell it from others. */
+export const SHELL = 'for shell in "$SHELL" bash sh; do command -v "$shell" >/dev/null && exec "$shell"; done; : terminal of the page';
+
 /** Whether a session may run commands in the workspaces that it sees. */
 export function mayRunCommands(session) {
   return session.role === "operator" || (session.role === "chat" && session.exec);

@@ -1,5 +1,5 @@
 // The log of a build and of the commands that run: stages that fold, colours, follow, pause and search.
-import { get, Problem, send } from "./api.js";
+import { get, Problem, send, SHELL } from "./api.js";
 import { lastFrame, pieces, textOf } from "./ansi.js";
 import { fill, h, onFrame, plain, setText } from "./dom.js";
 
@@ -348,6 +348,7 @@ class Stage {
 }
 
 function titleOf(command) {
+  if (command === SHELL) return "terminal";
   return command === undefined ? "a command that began earlier" : `$ ${command}`;
 }
 

@@ -1,22 +1,21 @@
 // The terminal: a shell in a chat's workspace. The shell belongs to the workspace: it outlives this page, and its id in the
 // address lets a page that is loaded again, or another tab, go on with it.
-import { follow, get, mayRunCommands, onSignedOut, pause, Problem, send } from "./api.js";
+import { follow, get, mayRunCommands, onSignedOut, pause, Problem, send, SHELL } from "./api.js";
 import { applyTheme, fill, h, localTime, onFrame, plain, setText } from "./dom.js";
 import { encoded, pasted } from "./keys.js";
 import { KEPT, runs, Screen } from "./screen.js";
 import { acceptsCommands, nameOf } from "./states.js";
 
-/** Runs the user's shell. The text also tells shells of this page from other commands in the list of processes. */
-const SHELL = 'for shell in "$SHELL" bash sh; do command -v "$shell" >/dev/null && exec "$shell"; done; : terminal of the page';
 const LONGEST = 12 * 3600; // seconds after which a forgotten shell ends: it keeps its workspace running
 const PIECE = 32768; // bytes of input in one request
 const LARGEST_PASTE = 1048576;
 const WAITING = 100; // pieces of output that wait while older ones are read
 
-const NEXT = {
-  create_workspace: "Create a workspace in the chat's view.",
-  start_workspace: "Start the workspace in the chat's view.",
-  stop_workspace: "Stop the workspace in the chat's view, then start it.",
+/** Next step of a call that the workspace cannot take -> what is wrong and what to do, for people. */
+const UNAVAILABLE = {
+  create_workspace: "This chat has no workspace. Create one in the chat's view; this page goes on when it is ready.",
+  start_workspace: "The workspace does not run. Start it in the chat's view; this page goes on when it is ready.",
+  stop_workspace: "The workspace's agent is lost. If it does not come back, stop the workspace in the chat's view, then start it.",
 };
 const ENDED = {
   stopped: "The workspace was stopped, and the shell with it.",
@@ -487,7 +486,7 @@ class Terminal {
         }
         if (!("next_step" in body.result)) return void refused(new Refused(plain(body.result.error)));
         this.troubled = true;
-        this.say(`${plain(body.result.error)}. ${NEXT[body.result.next_step] ?? ""}`, "bad", this.toChat());
+        this.say(UNAVAILABLE[body.result.next_step] ?? plain(body.result.error), "bad", this.toChat());
         if (this.changes === seen) await new Promise((go) => this.waiting.push(go));
       } catch (problem) {
         if (!(problem instanceof Problem)) throw problem;
