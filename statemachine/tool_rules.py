@@ -38,6 +38,7 @@ from statemachine.calls import (
 )
 from statemachine.chat import Chat
 from statemachine.events import BuildRequested, Retried, Transition, WaitResumed
+from statemachine.exec_tools import EXEC_TOOLS
 from statemachine.messages import (
     AlreadyBuilt,
     AlreadyExists,
@@ -74,7 +75,10 @@ def evaluate(call: Call, chat: Chat, known: Known) -> CallOutcome:
 def _verdict(call: Call, chat: Chat, known: Known) -> CallOutcome:
     rules = _RULES.get(call.tool)
     if rules is None:
-        return answers.error(f"unknown tool {call.tool!r}; there are: {', '.join(TOOLS)}")
+        return answers.error(
+            f"unknown tool {call.tool!r}; there are: {', '.join(TOOLS)}; and by rpc and HTTP only: "
+            f"{', '.join(EXEC_TOOLS)}"
+        )
     if call.wait is not None and call.wait.until is Until.SETTLED:
         return _outcome_of_start(call, call.wait, chat)
     if call.wait is not None and call.wait.until is Until.STOPPED:

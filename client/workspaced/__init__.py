@@ -36,10 +36,10 @@ if TYPE_CHECKING:
         Exit,
         Failure,
         Log,
-        Owner,
         State,
         Workspace,
     )
+    from workspaced.owner import Owner
     from workspaced.processes import Process
     from workspaced.provisioning import (
         AgentCredential,
@@ -95,11 +95,12 @@ __all__ = [
 _PLACES: Final = {
     **dict.fromkeys(("Chat", "Workspaced", "connect"), "client"),
     "Call": "calls",
+    "Owner": "owner",
     "Process": "processes",
     **dict.fromkeys(
         (
             *("Agent", "Answer", "Build", "Cause", "Exit", "Failure"),
-            *("Log", "Owner", "State", "Workspace"),
+            *("Log", "State", "Workspace"),
         ),
         "models",
     ),

@@ -16,7 +16,8 @@ from workspaced.calls import Call
 from workspaced.connection import open_connection
 from workspaced.errors import Invalid
 from workspaced.following import Follower
-from workspaced.models import Answer, Log, Owner, State
+from workspaced.models import Answer, Log, State
+from workspaced.owner import Owner
 from workspaced.processes import TOOLS, Process, executing
 from workspaced.service import Service
 from workspaced.tools import Format, tools

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Annotated, Any
-from uuid import NAMESPACE_URL, UUID, uuid5
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-
-DEFAULT_ORGANIZATION = str(uuid5(NAMESPACE_URL, "workspaced:organization:default"))
-"""The organization of templates that were pushed without one."""
-
-
-def _uuid_text(value: object) -> object:
-    return str(value) if isinstance(value, UUID) else value
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Value(BaseModel):
     """The base of all values: they cannot be changed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Owner(Value):
-    """The owner of a chat. The first accepted request of a chat fixes it."""
-
-    id: Annotated[str, BeforeValidator(_uuid_text)]
-    """A lower-case UUID, or a `uuid.UUID`."""
-    name: str
-    """The first part of the workspace's full name."""
-    organization: Annotated[str, BeforeValidator(_uuid_text)] = DEFAULT_ORGANIZATION
-    """The UUID of the organization that owns the templates."""
 
 
 class Workspace(Value):

@@ -30,7 +30,8 @@ from handlers.gateway.http_admission import (
     session_cookie,
 )
 from handlers.gateway.tokens import ALL_ROLES, digest_of, exchange_code, shown
-from handlers.runtime.health import RateLimiter, Trust
+from handlers.runtime.health import Trust
+from handlers.runtime.rate_limit import RateLimiter
 from handlers.setting_flags import DEFAULT_ORGANIZATION, DEFAULT_OWNER, DEFAULT_OWNER_NAME
 from statemachine.store import Store, Token
 

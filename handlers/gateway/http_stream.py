@@ -261,8 +261,10 @@ class EventStream:
 
     async def _put(self, response: web.StreamResponse, text: bytes) -> None:
         self._writing = True
-        await response.write(text)
-        self._writing = False
+        try:
+            await response.write(text)
+        finally:
+            self._writing = False
 
     async def _watch(self, stack: AsyncExitStack, queue: Queue[tuple[str, Message | None]]) -> None:
         """From now on, queue an event when clients connect to NATS or are gone. Raises Unavailable."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -22,6 +23,7 @@ from handlers.mcp.calls import ToolCalls
 from handlers.mcp.server import McpServer
 from handlers.mcp.tasks import Tasks
 from handlers.runtime.listeners import Certificate, address_family
+from handlers.runtime.rate_limit import RateLimiter
 from handlers.runtime.site import ForeignSite, Site
 from handlers.runtime.supervise import running
 
@@ -31,6 +33,9 @@ _NOBODY: Final = "00000000-0000-0000-0000-000000000000"
 _MAX_BODY: Final = 512 * 1024
 _CALLER: Final = "workspaced.caller"
 """The key of the scope of a request that holds its caller."""
+_TOO_MANY: Final = (
+    "this address sent too many requests without a valid token; try again in a second"
+)
 _MAX_REQUESTS: Final = 10_000
 """Connections and requests at the same time; further ones get 503."""
 
@@ -63,6 +68,7 @@ class McpHttp:
 
     def __init__(self, calls: ToolCalls, tasks: Tasks, site: Site) -> None:
         self._calls, self._site, self._admission = calls, site, Admission(calls.ws)
+        self._limiter = RateLimiter(time.monotonic)
         server = McpServer(calls, tasks, _caller_of, honors_cancelled=False).protocol()
         self._app = server.streamable_http_app(
             streamable_http_path=PATH,
@@ -122,11 +128,15 @@ class McpHttp:
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
         }
-        if scope["path"] in ("/healthz", "/readyz"):
-            await self._answer_health(scope["path"], send)
-            return
         cors: dict[str, str] = {}
+        address = scope["client"][0] if scope.get("client") else ""
         try:
+            if not self._limiter.allows(address):
+                raise Problem(HTTPStatus.TOO_MANY_REQUESTS, _TOO_MANY, {"Retry-After": "1"})
+            if scope["path"] in ("/healthz", "/readyz"):
+                self._limiter.take(address)
+                await self._answer_health(scope["path"], send)
+                return
             cors = _cors(self._origin(scope, headers))
             if scope["method"] == "OPTIONS":
                 await _respond(
@@ -141,6 +151,7 @@ class McpHttp:
                 scope[_CALLER] = caller
                 await self._app(scope, receive, _sender(send, cors, caller))
         except Problem as problem:
+            self._limiter.take(address)
             await _respond_problem(send, problem, cors)
 
     async def _answer_health(self, path: str, send: Send) -> None:

@@ -346,6 +346,14 @@ def test_each_format_of_the_tools_has_what_its_api_wants() -> None:
             "owner.id must be a lower-case UUID",
         ),
         (
+            lambda ws: ws.chat(new_id(), owner=workspaced.Owner(id=new_id())),
+            "give a workspaced.Owner(id=…, name=…): name: Field required",
+        ),
+        (
+            lambda ws: ws.chat(new_id(), owner=workspaced.Owner(id=7, name="ada")),
+            "id: Input should be a valid string",
+        ),
+        (
             lambda ws: ws.chat(new_id(), owner="ada"),
             "owner must be a workspaced.Owner(id=…, name=…)",
         ),

@@ -12,6 +12,7 @@ import workspaced
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 
+from handlers.runtime.rate_limit import BURST
 from tests.mcp.conftest import INITIALIZE, ChatToken, Era, Gate, Replica, progress, result_of_wait
 from tests.rigs.processes import Up
 
@@ -79,6 +80,22 @@ async def test_a_client_whose_connection_breaks_asks_again_and_gets_the_same_wor
         assert (
             once_more.structured_content["workspace_id"] == made.structured_content["workspace_id"]
         )
+
+
+async def test_an_address_that_sends_many_requests_without_a_token_gets_429(
+    replica: Replica, chat: ChatToken
+) -> None:
+    own = httpx2.AsyncHTTPTransport(local_address="127.0.0.2")
+    async with httpx2.AsyncClient(headers=ACCEPT, transport=own) as http:
+        answers = [await http.post(replica.url, json=INITIALIZE) for _ in range(BURST + 20)]
+    async with chat.client(replica.url, "auto") as client:
+        listed = await client.list_tools()
+
+    assert [answer.status_code for answer in answers[:BURST]] == [401] * BURST
+    assert answers[-1].status_code == 429
+    assert answers[-1].headers["retry-after"] == "1"
+    assert answers[-1].headers["content-type"] == "application/problem+json"
+    assert listed.tools
 
 
 async def test_only_valid_tokens_of_chats_are_admitted(

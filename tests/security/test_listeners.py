@@ -13,14 +13,8 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from handlers.runtime import health
-from handlers.runtime.health import (
-    ADDRESSES,
-    BURST,
-    CONNECTIONS_PER_ADDRESS,
-    Api,
-    RateLimiter,
-    http_server,
-)
+from handlers.runtime.health import CONNECTIONS_PER_ADDRESS, Api, http_server
+from handlers.runtime.rate_limit import ADDRESSES, BURST, RateLimiter
 
 HERE, OTHER = "127.0.0.1", "127.0.0.2"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from nats.aio.msg import Msg
 from tests.rigs.client import (
     Agent,
     Participant,
+    Received,
     ServiceError,
     connected,
     credential_options,
@@ -150,6 +152,22 @@ async def test_service_errors_of_the_agent_are_passed_on_or_become_502(world: Wo
     for unreadable in (b"nothing", b"[]", b'{"is_error": 1, "result": {}}', b'{"is_error": true}'):
         stand_in.answer = lambda _, data=unreadable: data  # type: ignore[misc]
         assert "can't be read" in await refused(world, 502, "execute", **command)
+
+
+async def test_an_agent_that_does_not_answer_is_504_after_ten_seconds(world: World) -> None:
+    chat = await world.chat()
+    _, agent = await world.ready(chat)
+    asked = Received[Msg]()
+    await agent.client.subscribe(f"workspaced.agent.{chat.id}.{agent.id}.*", cb=asked.add)
+    await agent.flush()
+    loop = asyncio.get_running_loop()
+    since = loop.time()
+
+    text = await refused(world, 504, "read_file", chat_id=chat.id, call_id="c", args={"path": "a"})
+
+    assert loop.time() - since > 9.9
+    assert "ask again with call_id c" in text
+    assert len(asked.all) == 1
 
 
 async def test_a_body_over_512_kib_is_refused(world: World) -> None:
