@@ -88,7 +88,7 @@ class Consumer:
     ack_wait: float = 5.0
     """The server redelivers a message that was not acked for so long."""
     max_ack_pending: int = 10_000
-    """For all pulling processes together: enough for ten workers with two full batches each."""
+    """For all pulling processes together: enough for nine workers with four full batches each."""
     headers_only: bool = False
 
     def config(self) -> ConsumerConfig:

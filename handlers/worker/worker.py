@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 BATCH: Final = 256
 """Maximum number of deliveries in a batch. Under light load, a batch has one."""
+PREFETCH: Final = 2 * BATCH
+"""How many deliveries may be on their way, so that the next batch arrives while the worker is busy with one."""
 Position = tuple[str, int]
 """The stream and the sequence of a delivery."""
 
@@ -168,7 +170,7 @@ class Worker:
         await self._prepared.wait()
         await self._respond_to_changes()
         async with (
-            self.bus.pull(*self.tuning.consumers(), prefetch=BATCH) as pull,
+            self.bus.pull(*self.tuning.consumers(), prefetch=PREFETCH) as pull,
             asyncio.TaskGroup() as group,
         ):
             self.ready.set()
