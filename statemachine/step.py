@@ -274,29 +274,15 @@ def step(
 
 
 def canceled_builds(chat: Chat, because: Event | None = None) -> list[PublishCancel]:
-    """Return messages about the builds without end that provisioners must end, as far as their pool is known.
-
-    These are the canceled builds, and the builds that a delete has superseded: after the delete was canceled as well,
-    no newer job might ever end them.
-    """
+    """Return messages about the chat's canceled builds whose end is not known, as far as their pool is known."""
     records = chat.previous if chat.current is None else (chat.current, *chat.previous)
-    found = [
-        (record, build, build.pool)
+    found = {
+        build.id: PublishCancel(record.id, build.id, build.pool, because)
         for record in records
         for build in (record.build, record.last_start, *record.canceled)
-        if build is not None and build.being_canceled
-    ]
-    found += [
-        (record, build, None if record.build is None else record.build.pool)
-        for record in records
-        for build in record.overtaken_by_delete
-    ]
-    messages = {
-        build.id: PublishCancel(record.id, build.id, pool, because)
-        for record, build, pool in found
-        if pool is not None
+        if build is not None and build.being_canceled and build.pool is not None
     }
-    return list(messages.values())
+    return list(found.values())
 
 
 def differs_from_published(chat: Chat, published: PublishedState) -> bool:
@@ -746,16 +732,8 @@ class _Stepping:
         self._record_decision(event, before, decision, because)
 
     def _publish_cancel(self, event: Event) -> None:
-        """Tell the provisioners of a build that they must end, if the event gives a reason to."""
-        current = self._chat.current
+        """Tell the provisioners again of a canceled build without end, if the event gives a reason to."""
         match event.data:
-            case events.BuildRequested(transition=Transition.DELETE, workspace_id=workspace_id):
-                is_current = current is not None and current.id == workspace_id
-                record = current if is_current else self._chat.previous_workspace(workspace_id)
-                overtaken = {build.id for build in record.overtaken_by_delete} if record else set()
-                every = canceled_builds(self._chat, event)
-                self.step.effects += [cancel for cancel in every if cancel.build_id in overtaken]
-                return
             case events.BuildCancelRequested(build_id=build_id):
                 named = build_id or (self._chat.build.id if self._chat.build else None)
             case events.BuildStarted(build_id=build_id):

@@ -195,15 +195,6 @@ class WorkspaceRecord(Value, frozen=True):
         return self.last_start
 
     @property
-    def overtaken_by_delete(self) -> tuple[Build, ...]:
-        """Builds without end that a delete which workers requested has superseded."""
-        delete = self.build
-        if delete is None or delete.transition is not Transition.DELETE or delete.elsewhere:
-            return ()
-        earlier = (self.last_start, *self.before_delete)
-        return tuple(b for b in earlier if b is not None and b.outcome is None and not b.elsewhere)
-
-    @property
     def phase_left(self) -> Phase:
         """The phase of the workspace after the newest build, a stop or delete, has failed.
 

@@ -98,10 +98,11 @@ class Ways:
 
 @dataclass
 class HungStep:
-    """A step that goes on until it is canceled."""
+    """A step that goes on when it is told to."""
 
     chat: str
     since: float
+    goes_on: Future[None]
 
 
 @dataclass

@@ -154,8 +154,9 @@ class Builder:
         if job.transition is Transition.START:
             machine.running.setdefault(job.workspace_id, "half")
             if machine.loop.random.random() < machine.ways.hangs:
-                machine.hung[job.build_id] = HungStep(job.chat_id, machine.loop.now)
-                await asyncio.get_running_loop().create_future()
+                goes_on: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                machine.hung[job.build_id] = HungStep(job.chat_id, machine.loop.now, goes_on)
+                await goes_on
         await asyncio.sleep(machine.pace(machine.ways.build))
 
     async def clean_up(self, job: Job, _log: Any, *, new: bool) -> None:

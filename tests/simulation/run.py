@@ -35,7 +35,7 @@ REST: Final = 7200.0
 """Seconds within which the system must be at rest after the last fault. A stop or delete that fails is tried again
 after 1, 5 and 25 minutes."""
 HANGS: Final = 600.0
-"""Seconds after which the step of a build that the chat no longer follows must have ended."""
+"""Seconds for which the step of a build hangs that the chat no longer follows."""
 IMPATIENCE: Final = 30.0
 """Seconds after which a user cancels a build that hangs, once the faults are over."""
 ASKING: Final = 34.0
@@ -328,14 +328,12 @@ class Run:
     def _end_hung_builds(self) -> None:
         """Cancel builds whose step hangs: a user loses patience, and does so again after a time.
 
-        Nobody can cancel a build that the chat no longer follows. Workers cancel it when a delete supersedes it.
+        Nobody can cancel a build that the chat no longer follows. The limit of its provisioner ends it.
         """
         for build, step in list(self.machine.hung.items()):
             if self.callers.builds.get(step.chat) != build:
-                if self.loop.now > step.since + HANGS:
-                    self.violations.append(
-                        f"the superseded build {build} hangs, and nobody ends it"
-                    )
+                if self.loop.now > step.since + HANGS and not step.goes_on.done():
+                    self.loop.outside(step.goes_on.set_result, None)
             elif self.loop.now > self._canceled_again.get(build, step.since) + IMPATIENCE:
                 self._canceled_again[build] = self.loop.now
                 cancel = self.callers.cancel_build(step.chat, build)

@@ -129,38 +129,6 @@ def test_b5_provisioners_are_told_of_a_canceled_build_until_it_ends_though_a_new
 
 
 @pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("transition", [Transition.START, STOP])
-def test_b6_provisioners_end_a_build_that_a_delete_supersedes_also_after_the_delete_was_canceled(
-    transition: Transition, begun: bool
-) -> None:
-    desk = Desk()
-    desk.create("c")
-    if transition is STOP:
-        Jobs(desk).succeed().connect().live("ready")
-        desk.stop("d")
-    first = desk.job
-    of = {
-        "workspace_id": first.workspace_id,
-        "build_id": first.build_id,
-        "build_number": first.build_number,
-        "transition": first.transition,
-    }
-    desk.hear(*([event(BuildStarted(**of))] if begun else []))
-    assert desk.told == []
-
-    desk.delete()
-    desk.hear(cancel_requested(), event(BuildStarted(**of)))
-    told = [(one.build_id, one.pool) for one in desk.told if one.build_id == first.build_id]
-    assert told == [(first.build_id, "local")] * 2
-    assert first.build_id not in desk.unneeded_jobs
-
-    desk.hear(event(BuildCanceled(**of)), event(BuildStarted(**of)))
-    assert [one.build_id for one in desk.told].count(first.build_id) == 2
-    left = Phase.RUNNING if transition is STOP else Phase.FAILED_BUILD
-    assert desk.chat.phase is left
-
-
-@pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("transition", [STOP, DELETE])
 def test_a_workspace_whose_stop_or_delete_was_canceled_still_has_a_timer(
     transition: Transition, begun: bool

@@ -240,27 +240,6 @@ async def test_b4b_the_provisioners_of_the_pool_learn_of_a_canceled_build(world:
     assert failed["build"]["pool"] == world.provisioner.pool
 
 
-async def test_b6_provisioners_end_a_start_that_a_delete_supersedes(world: World) -> None:
-    chat = await world.chat()
-    _, start = await world.building(chat)
-    await world.provisioner.publish_event("build_started", start)
-    heard = await world.provisioner.hear(f"workspaced.cancel.{world.provisioner.pool}")
-    delete = await steps.request_delete(world, chat)
-
-    message = await heard.first(lambda m: json.loads(m.data)["data"]["build_id"] == start.build_id)
-    await world.provisioner.publish_event("build_canceled", start)
-    reply = await cancel(world, chat)
-    failed = await chat.state("failed:build_canceled")
-
-    assert json.loads(message.data)["data"] == {
-        "chat_id": chat.id,
-        "workspace_id": start.workspace_id,
-        "build_id": start.build_id,
-    }
-    assert reply == {"canceled": True, "build_id": delete.build_id}
-    assert failed["build"]["id"] == delete.build_id
-
-
 async def test_e1_the_end_of_an_agent_that_never_connected_is_told_at_once(world: World) -> None:
     chat = await world.chat()
     call, job, agent = await world.connecting(chat)
