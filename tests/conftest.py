@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
 from handlers.embedded import Servers, embedded_servers
+from statemachine.store.migrator import migrate
 from tests.rigs.client import Participant, role_options
 from tests.rigs.client import connect as connect_participant
 from tests.rigs.servers import new_database
@@ -70,6 +72,21 @@ async def servers() -> AsyncIterator[Servers]:
 async def database_url(servers: Servers) -> AsyncIterator[str]:
     """Yield the URL of an empty database for this test."""
     async with new_database(servers) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def migrated_database(servers: Servers) -> AsyncIterator[str]:
+    """Yield the name of a database with all migrations, which nobody may connect to: others are copies of it."""
+    async with new_database(servers) as url:
+        await migrate(url)
+        yield urlsplit(url).path[1:]
+
+
+@pytest.fixture
+async def migrated_url(servers: Servers, migrated_database: str) -> AsyncIterator[str]:
+    """Yield the URL of a database for this test, with all migrations and without data."""
+    async with new_database(servers, migrated_database) as url:
         yield url
 
 

@@ -11,5 +11,5 @@ from tests.rigs.processes import Up, up
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with up(tmp_path_factory.mktemp("cli") / "data") as running:
+    with up(tmp_path_factory.mktemp("cli") / "data", empty=True) as running:
         yield running

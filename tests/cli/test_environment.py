@@ -350,15 +350,7 @@ def test_errors_of_the_file_system_are_one_line_with_the_path(command: str, plac
     too_long, failed = "x" * 300, list[str]()
     for name in ("loop/x", "loop", "file/x", "closed/x", "closed", too_long):
         path = places / name
-        done = subprocess.run(
-            [*WITHOUT_CAPABILITIES, *WORKSPACED, *command.split(), str(path)],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run(*command.split(), path, prefix=WITHOUT_CAPABILITIES)
         last = done.stderr.splitlines()[-1] if done.stderr else ""
         named = any(str(one) in last for one in (path, path.parent))
         lines = len(done.stderr.splitlines())
@@ -371,15 +363,7 @@ def test_errors_of_the_file_system_are_one_line_with_the_path(command: str, plac
 @needs_setpriv
 def test_an_unwritable_directory_is_named(places: Path) -> None:
     for words in (["up", "--data-dir"], ["nats-auth", "--data-dir"]):
-        done = subprocess.run(
-            [*WITHOUT_CAPABILITIES, *WORKSPACED, *words, str(places / "read-only")],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run(*words, places / "read-only", prefix=WITHOUT_CAPABILITIES)
         assert_one_line_error(done, places / "read-only")
 
 

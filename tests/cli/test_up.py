@@ -62,7 +62,7 @@ def test_only_the_owner_may_read_the_credentials(running: Up) -> None:
 
 
 def test_logs_are_json_lines_on_stderr_and_stdout_has_only_the_ready_line(data: Path) -> None:
-    first = start_up(data)
+    first = start_up(data, empty=True)
 
     assert first.process.stop() == 0
 

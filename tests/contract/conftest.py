@@ -15,7 +15,6 @@ import pytest
 
 from bus import Bus, Stream
 from bus.jetstream import connect
-from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from tests.contract.stores import Shelf, Shift
 from tests.doubles.memory_bus import MemoryBus
@@ -147,11 +146,10 @@ async def memory_shelf() -> Shelf:
 
 
 @pytest.fixture
-async def postgres_shelf(database_url: str) -> AsyncIterator[Shelf]:
+async def postgres_shelf(migrated_url: str) -> AsyncIterator[Shelf]:
     """The store in a database that only this test uses."""
-    await migrate(database_url)
-    async with open_store(database_url) as store:
-        yield Shelf(store, database_url)
+    async with open_store(migrated_url) as store:
+        yield Shelf(store, migrated_url)
 
 
 @pytest.fixture(params=["memory", "postgres"])

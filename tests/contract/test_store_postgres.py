@@ -27,9 +27,8 @@ STORE = Path(postgres_store.__file__).parent
 
 
 @pytest.fixture
-async def url(database_url: str) -> str:
-    await migrate(database_url)
-    return database_url
+def url(migrated_url: str) -> str:
+    return migrated_url
 
 
 @pytest.mark.parametrize(
@@ -329,11 +328,10 @@ async def cut(url: str) -> None:
 
 
 async def test_a_role_that_may_do_nothing_else_may_ask_which_database_this_is(
-    database_url: str,
+    migrated_url: str,
 ) -> None:
-    await migrate(database_url)
     role = f"plain_{uid().replace('-', '_')}"
-    db = await asyncpg.connect(database_url)
+    db = await asyncpg.connect(migrated_url)
     try:
         await db.execute(f"create role {role}; grant select on origin to {role}; set role {role}")
         (row,) = await db.fetch(queries()["origin"])

@@ -31,7 +31,6 @@ from handlers.publishing.agent_files import AgentConfig, AgentCredential
 from statemachine.chat import Chat
 from statemachine.events import Transition
 from statemachine.store import CONNECTIONS_PER_KEY, Changes, ClientConnection, Credential, Store
-from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from statemachine.workspace import Build, WorkspaceRecord
 from tests.contract.stores import uid, write
@@ -84,10 +83,9 @@ class CalloutRig:
 
 
 @pytest.fixture
-async def rig(own_nats: Servers, database_url: str) -> AsyncIterator[CalloutRig]:
-    await migrate(database_url)
+async def rig(own_nats: Servers, migrated_url: str) -> AsyncIterator[CalloutRig]:
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(database_url))
+        store = await stack.enter_async_context(open_store(migrated_url))
         yield CalloutRig(own_nats, store, stack)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 
-from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore
 from statemachine.store.postgres import connect as open_store
 from tests.rigs.messages import new_id
@@ -113,10 +112,9 @@ class Place:
 
 
 @pytest.fixture
-async def place(database_url: str) -> AsyncIterator[Place]:
-    await migrate(database_url)
+async def place(migrated_url: str) -> AsyncIterator[Place]:
     rig = await Rig(began=time.time()).open()
-    async with open_store(database_url) as store:
+    async with open_store(migrated_url) as store:
         for pushed in (PYTHON, SECRETIVE):
             await store.templates.push(ORG, pushed.active, b"")
-        yield Place(database_url, rig, rig.hand(store=store), store)
+        yield Place(migrated_url, rig, rig.hand(store=store), store)

@@ -22,6 +22,7 @@ from typing import Any
 from handlers.embedded.database_access import complete_url
 from handlers.sandbox import confined_exec
 from tests import preloaded
+from tests.rigs.servers import give_database
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 30.0
@@ -30,6 +31,11 @@ TIMEOUT = 30.0
 
 OF_THE_INTERPRETER = ("PYTHON", "LANG", "LC_", "LD_", "TZ")
 """Variables that act when Python starts: a command that is given one of these starts its own."""
+
+
+def is_preloadable(env: Mapping[str, str] | None) -> bool:
+    """Return whether none of the variables acts when Python starts."""
+    return not any(name.startswith(OF_THE_INTERPRETER) for name in env or ())
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -50,12 +56,13 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
     patience: float = TIMEOUT,
+    prefix: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    if not any(name.startswith(OF_THE_INTERPRETER) for name in env or ()):
-        return preloaded.run([*map(str, words)], environment(env), stdin or "", patience)
+    """Run a command to its end; `prefix` is a program that runs it, with arguments."""
+    if is_preloadable(env):
+        return preloaded.run([*map(str, words)], environment(env), stdin or "", patience, prefix)
     return subprocess.run(
-        [sys.executable, "-m", "handlers", *map(str, words)],
+        [*prefix, sys.executable, "-m", "handlers", *map(str, words)],
         cwd=ROOT,
         env=environment(env),
         input=stdin if stdin is not None else "",
@@ -76,15 +83,22 @@ class Process:
         program: Path | None = None,
     ) -> None:
         """`program`: what to run in place of the module."""
-        main = ["-m", "handlers"] if program is None else [str(program)]
-        self.process = subprocess.Popen(
-            [sys.executable, *main, *map(str, words)],
-            cwd=ROOT,
-            env=environment(env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        self.process: subprocess.Popen[bytes] | preloaded.Started
+        if program is None and is_preloadable(env):
+            with Path(os.devnull).open("rb") as nothing:
+                self.process = preloaded.start(
+                    [*map(str, words)], environment(env), nothing.fileno()
+                )
+        else:
+            main = ["-m", "handlers"] if program is None else [str(program)]
+            self.process = subprocess.Popen(
+                [sys.executable, *main, *map(str, words)],
+                cwd=ROOT,
+                env=environment(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
         self.rest = b""
         """The rest of stdout, read when the process ended."""
         self._said: list[str] = []
@@ -197,8 +211,18 @@ class Up:
         return json.loads(done.stdout)
 
 
-def start_up(directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> Up:
-    """Start `up` and wait until it is ready."""
+def start_up(
+    directory: Path,
+    *flags: str,
+    env: Mapping[str, str] | None = None,
+    empty: bool = False,
+) -> Up:
+    """Start `up` and wait until it is ready.
+
+    A new data directory gets a copy of a database, unless it has to be `empty` for a test of the first start.
+    """
+    if not empty and "WORKSPACED_DATABASE_URL" not in (env or {}):
+        give_database(directory)
     process = Process("up", "--data-dir", directory, *flags, env=env)
     try:
         line = process.line()
@@ -210,10 +234,15 @@ def start_up(directory: Path, *flags: str, env: Mapping[str, str] | None = None)
 
 
 @contextmanager
-def up(directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[Up]:
-    """Run `up`; at the end, kill everything that uses its data directory."""
+def up(
+    directory: Path,
+    *flags: str,
+    env: Mapping[str, str] | None = None,
+    empty: bool = False,
+) -> Iterator[Up]:
+    """Run `start_up`; at the end, kill everything that uses its data directory."""
     try:
-        running = start_up(directory, *flags, env=env)
+        running = start_up(directory, *flags, env=env, empty=empty)
         try:
             yield running
         finally:

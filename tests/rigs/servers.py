@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import random
 import shutil
 import signal
 import socket
+import subprocess
+import tempfile
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,22 +24,56 @@ import asyncpg
 from handlers.access.identities import credentials_directory, load_identities
 from handlers.embedded import Servers
 from handlers.embedded.child import Child, start
+from handlers.embedded.database_access import password_file, role_urls
 from handlers.embedded.nats_server import nats_server
 from handlers.embedded.postgresql import _binaries, _initialize, _is_ready, postgresql
 from handlers.embedded.run_as import choose_user
+from statemachine.store.migrator import migrate
 
 
 @asynccontextmanager
-async def new_database(servers: Servers) -> AsyncIterator[str]:
-    """Create an empty database and yield its URL; drop it at the end."""
+async def new_database(servers: Servers, template: str = "template0") -> AsyncIterator[str]:
+    """Create a copy of a database, by default of an empty one, and yield its URL; drop it at the end."""
     name = f"test_{uuid4().hex}"
     server = await asyncpg.connect(servers.database_url)
     try:
-        await server.execute(f"create database {name} template template0")
+        await server.execute(f"create database {name} template {template}")
         yield servers.database_url.replace("/workspaced?", f"/{name}?", 1)
         await server.execute(f"drop database {name} with (force)")
     finally:
         await server.close()
+
+
+def give_database(directory: Path) -> None:
+    """Copy a database that was set up and migrated to a data directory that has none.
+
+    Its first start is then as fast as any other. Tests of the first start don't use this.
+    """
+    if (directory / "postgres").exists():
+        return
+    made, copy = _migrated_database(), credentials_directory(directory)
+    copy.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    if not password_file(copy).exists():
+        shutil.copy2(password_file(credentials_directory(made)), copy)
+        # `cp` keeps the owner of the files, which PostgreSQL runs as.
+        subprocess.run(["cp", "-a", made / "postgres", directory], check=True)
+
+
+@cache
+def _migrated_database() -> Path:
+    """Return a data directory with a database that no server uses."""
+    directory = Path(tempfile.mkdtemp(prefix="workspaced-database-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+
+    async def make() -> None:
+        async with postgresql(directory) as (url, _):
+            await migrate(role_urls(url)["owner"], granting=True)
+
+    # In a thread, since the test that is the first to need it may run an event loop.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, make()).result()
+    return directory
 
 
 class Nats:
@@ -71,6 +110,7 @@ class Postgres:
         self._pid = 0
 
     async def start(self) -> None:
+        give_database(self.directory)
         self._running = postgresql(self.directory)
         self.url, child = await self._running.__aenter__()
         self._pid = child.pid

@@ -24,7 +24,6 @@ from statemachine.chat import Limits
 from statemachine.store import Store
 from statemachine.store import postgres as postgres_store
 from statemachine.store.database import queries
-from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from tests.rigs.messages import new_id
 from tests.unit.driver import ORG, PYTHON
@@ -125,9 +124,8 @@ def limits() -> Limits:
 
 @pytest.fixture
 async def bench(  # noqa: C901 — one small function for each step of a test
-    own_nats: Servers, database_url: str, limits: Limits, monkeypatch: pytest.MonkeyPatch
+    own_nats: Servers, migrated_url: str, limits: Limits, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bench]:
-    await migrate(database_url)
     cost, plain = Cost(), asyncpg.create_pool
 
     async def counted(connection: Any) -> None:
@@ -144,7 +142,7 @@ async def bench(  # noqa: C901 — one small function for each step of a test
             made = await connect(own_nats.nats_url, name=role, seed_file=file)
             return await stack.enter_async_context(made)
 
-        store = await stack.enter_async_context(open_store(database_url))
+        store = await stack.enter_async_context(open_store(migrated_url))
         await store.templates.push(ORG, PYTHON.active, b"")
         counting: Any = Counting(await bus("worker"), cost)
         worker = Worker(store, counting, limits)

@@ -11,7 +11,6 @@ import asyncpg
 import pytest
 
 from statemachine.store import StoreUnavailableError
-from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore, timeouts
 from statemachine.store.postgres import connect as open_store
 from tests.rigs.messages import new_id
@@ -38,18 +37,17 @@ create trigger reject_alarm before insert on alarm for each row execute function
 
 
 @pytest.fixture
-async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+async def admin(migrated_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
     """An operator's session, which may change the schema."""
-    await migrate(database_url)
-    connection = await asyncpg.connect(database_url)
+    connection = await asyncpg.connect(migrated_url)
     yield connection
     await connection.close()
 
 
 @pytest.fixture
-async def store(admin: asyncpg.Connection[Any], database_url: str) -> AsyncIterator[PostgresStore]:
+async def store(admin: asyncpg.Connection[Any], migrated_url: str) -> AsyncIterator[PostgresStore]:
     """The store of the worker."""
-    async with open_store(database_url) as store:
+    async with open_store(migrated_url) as store:
         await store.templates.push(ORG, PYTHON.active, b"")
         yield store
 
@@ -134,10 +132,10 @@ async def test_an_event_that_alone_fails_by_its_data_becomes_a_dead_letter(
 
 
 async def test_a_locked_table_is_reported_and_waited_for(
-    rig: Rig, send: Senders, database_url: str, admin: asyncpg.Connection[Any], chat: str
+    rig: Rig, send: Senders, migrated_url: str, admin: asyncpg.Connection[Any], chat: str
 ) -> None:
     await send.create(chat)
-    async with open_store(database_url, limits=timeouts(1.0)) as store:
+    async with open_store(migrated_url, limits=timeouts(1.0)) as store:
         hand = rig.hand(store=store)
         async with admin.transaction():
             await admin.execute("lock table event_log in access exclusive mode")

@@ -19,7 +19,6 @@ from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, TIMER, WORKER_ALARM, W
 from handlers.worker.worker import Worker
 from statemachine.chat import Limits
 from statemachine.store import Store
-from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from tests.contract.conftest import NatsServer
 from tests.unit.driver import ORG, PYTHON
@@ -37,9 +36,8 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[Store]:
-    await migrate(database_url)
-    async with open_store(database_url) as store:
+async def store(migrated_url: str) -> AsyncIterator[Store]:
+    async with open_store(migrated_url) as store:
         await store.templates.push(ORG, PYTHON.active, b"")
         yield store
 
@@ -147,7 +145,7 @@ async def test_what_a_power_cut_took_is_published_again_by_the_next_worker(
 
 
 async def test_a_worker_that_lives_on_publishes_again_only_what_was_lost(
-    server: NatsServer, store: Store, tmp_path: Path, database_url: str
+    server: NatsServer, store: Store, tmp_path: Path, migrated_url: str
 ) -> None:
     old, kept, lost = ([new_id() for _ in range(10)] for _ in range(3))
     async with await connect(server.url, wait=True) as real, asyncio.timeout(60):
@@ -166,7 +164,7 @@ async def test_a_worker_that_lives_on_publishes_again_only_what_was_lost(
         await back.wait()
         await worker.republisher.prepare()
         await apply_events(worker, bus, [await Senders(bus).create(chat) for chat in lost])
-        database = await asyncpg.connect(database_url)
+        database = await asyncpg.connect(migrated_url)
         await database.execute(
             "update chat set updated_at = updated_at - interval '1 hour' where chat_id = any($1)",
             old,

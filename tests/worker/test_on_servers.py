@@ -21,7 +21,6 @@ from handlers.embedded import Servers
 from handlers.worker.worker import Worker
 from statemachine.chat import Limits
 from statemachine.store import Store
-from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from tests.rigs.messages import new_id
 from tests.unit.driver import ORG, PYTHON
@@ -72,9 +71,8 @@ async def wait_for_state(subscription: Subscription, state: str) -> dict[str, An
 
 
 @pytest.fixture
-async def new_place(own_nats: Servers, database_url: str) -> AsyncIterator[Place]:
+async def new_place(own_nats: Servers, migrated_url: str) -> AsyncIterator[Place]:
     """Servers without streams."""
-    await migrate(database_url)
     async with AsyncExitStack() as stack:
 
         async def bus(role: str) -> Bus:
@@ -83,7 +81,7 @@ async def new_place(own_nats: Servers, database_url: str) -> AsyncIterator[Place
             return await stack.enter_async_context(made)
 
         async def start(limits: Limits | None = None) -> Worker:
-            own = await stack.enter_async_context(open_store(database_url))
+            own = await stack.enter_async_context(open_store(migrated_url))
             worker = Worker(own, await bus("worker"), limits or Limits())
             running = asyncio.create_task(worker.run())
             stack.push_async_callback(asyncio.wait, [running])
@@ -91,7 +89,7 @@ async def new_place(own_nats: Servers, database_url: str) -> AsyncIterator[Place
             await asyncio.wait_for(worker.ready.wait(), WITHIN)
             return worker
 
-        store = await stack.enter_async_context(open_store(database_url))
+        store = await stack.enter_async_context(open_store(migrated_url))
         await store.templates.push(ORG, PYTHON.active, b"")
         operator = await bus("operator")
         yield Place(operator, store, Senders(operator), start)
@@ -182,12 +180,12 @@ async def test_a_limit_passes_by_a_timer_of_the_real_server(place: Place) -> Non
 
 
 async def test_a_damaged_chat_does_not_stop_the_alarms_of_others(
-    place: Place, database_url: str
+    place: Place, migrated_url: str
 ) -> None:
     """Several workers ring the same alarm, and one chat's snapshot can't be read."""
     limits, chats = Limits(build=timedelta(seconds=1)), [new_id() for _ in range(20)]
     workers = [await place.start(limits) for _ in range(3)]
-    database = await asyncpg.connect(database_url)
+    database = await asyncpg.connect(migrated_url)
     async with (
         place.answers() as answers,
         place.states(chats[0]) as states,
