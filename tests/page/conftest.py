@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +11,10 @@ import pytest
 from playwright.async_api import Browser, Page, Request
 
 from tests.rigs.browser import chromium, violations_of_accessibility
-from tests.rigs.processes import up
-from tests.rigs.world import Deployment, World, connected_world, deployment_of
+from tests.rigs.deployments import deployment, running, world
+from tests.rigs.world import World
 
+__all__ = ["deployment", "running", "world"]
 WIDE = {"width": 1240, "height": 860}
 PHONE = {"width": 390, "height": 844}
 
@@ -71,19 +72,6 @@ class Tab:
 
 
 OpenTab = Callable[..., Awaitable[Tab]]
-
-
-@pytest.fixture(scope="session")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    parent = tmp_path_factory.mktemp("page")
-    with up(parent / "data") as running:
-        yield deployment_of(running, parent)
-
-
-@pytest.fixture
-async def world(deployment: Deployment) -> AsyncIterator[World]:
-    async with connected_world(deployment) as world:
-        yield world
 
 
 @pytest.fixture
