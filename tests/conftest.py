@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,10 +18,12 @@ import pytest_asyncio
 from nats.aio.client import Client
 
 from handlers.embedded import Servers, embedded_servers
+from handlers.embedded.database_access import role_urls
+from handlers.embedded.postgresql import postgresql
 from statemachine.store.migrator import migrate
 from tests.rigs.client import Participant, role_options
 from tests.rigs.client import connect as connect_participant
-from tests.rigs.servers import new_database
+from tests.rigs.servers import WITHOUT_SYNC, new_database
 
 ConnectAs = Callable[..., Awaitable[Client]]
 
@@ -62,10 +65,16 @@ async def servers() -> AsyncIterator[Servers]:
     """Run the servers of the whole test run.
 
     The names of streams are fixed, so a test that needs an empty NATS uses `own_nats`.
+    PostgreSQL does not wait for the disk: no test cuts the power, and what it has written survives its kill.
     """
-    with tempfile.TemporaryDirectory(prefix="workspaced-tests-") as directory:
-        async with embedded_servers(Path(directory)) as running:
-            yield running
+    with tempfile.TemporaryDirectory(prefix="workspaced-tests-") as temporary:
+        directory = Path(temporary)
+        async with (
+            postgresql(directory, WITHOUT_SYNC) as (url, child),
+            embedded_servers(directory, database_url=url) as running,
+        ):
+            children = (*running.children, child)
+            yield replace(running, children=children, databases=role_urls(url))
 
 
 @pytest.fixture

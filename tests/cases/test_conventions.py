@@ -57,7 +57,7 @@ async def test_b04_a_chat_with_a_damaged_fact_still_answers_its_calls(world: Wor
 
     for call_id in ("c1", "c2"):
         assert "was made elsewhere" in (await case.answer(call_id))["result"]["error"]
-    assert case.chat.path == ["building", "failed:build_failed"]
+    await case.chat.entered("building", "failed:build_failed")
 
 
 async def test_b08_an_empty_preset_is_not_found(world: World) -> None:

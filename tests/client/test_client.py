@@ -465,8 +465,9 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment that contains nothing but the client's wheel."""
     place = tmp_path_factory.mktemp("bare") / "venv"
     python = place / "bin/python"
-    subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    install = [*pip, "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
     subprocess.run([*install, ROOT / "client"], check=True, env=environment({"PYTHONPATH": ""}))
     return python
 

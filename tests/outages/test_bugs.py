@@ -70,7 +70,7 @@ async def test_an_event_that_triggers_a_bug_is_the_only_dead_letter(
         for chat, call, its_job in ((built, built_call, job), (other, other_call, other_job)):
             answer = await chat.answer(call)
             assert answer["result"]["build_id"] == its_job.build_id
-            assert chat.path == ["building", "ready"]
+            await chat.entered("building", "ready")
         assert (await asking.answer(good_call))["result"]["count"] == 1
         refused = await asking.answer(bad_call)
         assert refused["is_error"] is True

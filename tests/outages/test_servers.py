@@ -206,7 +206,7 @@ async def test_a_worker_that_is_cut_off_blocks_no_chat(stage: Stage) -> None:
         await chat.call("list_templates")
 
         assert answer["result"]["created"] is True
-        assert chat.path == ["building", "ready"]
+        await chat.entered("building", "ready")
         assert await world.service.last_state(chat.id) == await known(world, chat)
         await stage.are_ready("worker", "gateway")
 

@@ -164,7 +164,7 @@ async def built(stage: Stage, chat: Chat, job: Job, call: str) -> Event:
     ended = await stage.world.provisioner.succeed(job)
     result = (await chat.answer(call))["result"]
     assert (result["created"], result["build_id"]) == (True, job.build_id)
-    assert chat.path == ["building", "ready"]
+    await chat.entered("building", "ready")
     return ended
 
 
@@ -208,7 +208,7 @@ async def test_a_call_is_answered_after_the_kill_of_the_answering_worker(
     answer = await chat.answer(call)
 
     assert answer["result"]["build_id"] == job.build_id
-    assert chat.path == ["building", "failed:build_failed"]
+    await chat.entered("building", "failed:build_failed")
     await stage.agree(chat)
 
 
@@ -233,7 +233,7 @@ async def test_a_deadline_fires_although_the_worker_that_armed_it_is_paused(
     assert answer["result"]["agent_status"] == "not_ready"
     if how is signal.SIGSTOP:
         await stage.awake(chat)
-    assert chat.path == ["building", "agent_connecting", "failed:agent_not_ready"]
+    await chat.entered("building", "agent_connecting", "failed:agent_not_ready")
     await stage.agree(chat)
 
 
@@ -280,7 +280,7 @@ async def test_workers_may_start_and_die_under_load(stage: Stage) -> None:
     await fleet.end(extra[0], signal.SIGTERM)
 
     for chat in chats:
-        assert chat.path == ["building", "ready", "stopping", "stopped"]
+        await chat.entered("building", "ready", "stopping", "stopped")
         assert len(stage.builds(chat)) == len(set(stage.builds(chat))) == 2
         await stage.agree(chat)
 
@@ -304,7 +304,7 @@ async def test_a_worker_resumed_during_a_request_does_no_harm(
 
     assert stage.builds(chat) == builds
     assert set(builds) == {job.build_id}
-    assert chat.path == ["building", "ready"]
+    await chat.entered("building", "ready")
     await stage.agree(chat)
 
 
@@ -333,7 +333,7 @@ async def test_a_job_published_late_causes_no_second_build(
     await chat.call("list_templates")
 
     assert again.data == job.data
-    assert chat.path == ["building", "ready"]
+    await chat.entered("building", "ready")
     await stage.agree(chat)
 
 

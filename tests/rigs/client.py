@@ -261,6 +261,18 @@ class Chat:
                 path.append(state)
         return path
 
+    async def entered(self, *states: str) -> None:
+        """Wait until the chat has entered these states; fail if it entered others.
+
+        An answer may arrive before the state of which it tells.
+        """
+        await self.states.first(lambda _: len(self.path) >= len(states))
+        assert self.path == list(states)
+
+    async def entered_last(self, *states: str) -> None:
+        """Wait until these are the last states that the chat has entered."""
+        await self.states.first(lambda _: self.path[-len(states) :] == list(states))
+
     @property
     def now(self) -> Event:
         """Data of the newest state received."""

@@ -30,6 +30,9 @@ from handlers.embedded.postgresql import _binaries, _initialize, _is_ready, post
 from handlers.embedded.run_as import choose_user
 from statemachine.store.migrator import migrate
 
+WITHOUT_SYNC = {"fsync": "off", "full_page_writes": "off"}
+"""Settings of a PostgreSQL that tests kill, but whose machine never crashes."""
+
 
 @asynccontextmanager
 async def new_database(servers: Servers, template: str = "template0") -> AsyncIterator[str]:
@@ -67,7 +70,7 @@ def _migrated_database() -> Path:
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
 
     async def make() -> None:
-        async with postgresql(directory) as (url, _):
+        async with postgresql(directory, WITHOUT_SYNC) as (url, _):
             await migrate(role_urls(url)["owner"], granting=True)
 
     # In a thread, since the test that is the first to need it may run an event loop.
@@ -111,7 +114,7 @@ class Postgres:
 
     async def start(self) -> None:
         give_database(self.directory)
-        self._running = postgresql(self.directory)
+        self._running = postgresql(self.directory, WITHOUT_SYNC)
         self.url, child = await self._running.__aenter__()
         self._pid = child.pid
 

@@ -28,7 +28,7 @@ async def test_no_agent_is_chosen_if_several_match(
     await world.provisioner.succeed(job, *agents)
     result = (await chat.answer(call))["result"]
 
-    assert chat.path == ["building", "failed:selection_error"]
+    await chat.entered("building", "failed:selection_error")
     assert result["created"] is True
     assert result["agent_status"] == "selection_error"
     assert result["agent_error"]
@@ -56,7 +56,7 @@ async def test_failed_startup_scripts_are_reported(world: World, lifecycle: str)
     await agent.report_lifecycle(lifecycle)
     result = (await chat.answer(call))["result"]
 
-    assert chat.path[-2:] == ["scripts_running", "failed:startup_scripts_failed"]
+    await chat.entered_last("scripts_running", "failed:startup_scripts_failed")
     assert result["startup_scripts"] == "startup_scripts_failed"
     assert result["lifecycle_state"] == lifecycle
     assert result["created"] is True
@@ -72,7 +72,7 @@ async def test_an_agent_may_report_its_scripts_before_its_connection(world: Worl
     await agent.report_lifecycle("ready")
     await chat.answer(call)
 
-    assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+    await chat.entered("building", "agent_connecting", "scripts_running", "ready")
 
 
 async def test_an_agent_that_reconnects_changes_no_state(world: World) -> None:

@@ -128,7 +128,7 @@ async def test_c3b_s3b_p2d_p4b_w1_the_timeout_of_a_stop_answers_waiting_calls(wo
     answers = [await steps.successful_result(chat, call) for call in calls]
 
     assert all(steps.is_build_failure(answer, stop.build_id) for answer in answers)
-    assert chat.path[-2:] == ["stopping", "failed:build_timeout"]
+    await chat.entered_last("stopping", "failed:build_timeout")
     assert [job.transition for job in await steps.all_jobs(world, chat)] == ["start", "stop"]
 
 
@@ -140,7 +140,7 @@ async def test_f1_p2d_w1_the_timeout_of_a_build_answers_waiting_calls(world: Wor
     answers = [await steps.successful_result(chat, call) for call in calls]
 
     assert all(steps.is_build_failure(answer, job.build_id) for answer in answers)
-    assert chat.path == ["building", "failed:build_timeout"]
+    await chat.entered("building", "failed:build_timeout")
     assert await steps.all_jobs(world, chat) == [job]
 
 
@@ -284,5 +284,5 @@ async def test_c4b_s4b_w1_a_call_that_joins_while_the_agent_connects_waits_for_t
     answers = [await steps.successful_result(chat, call) for call in calls]
 
     assert {answer["agent_status"] for answer in answers} == {"not_ready"}
-    assert chat.path == ["building", "agent_connecting", "failed:agent_not_ready"]
+    await chat.entered("building", "agent_connecting", "failed:agent_not_ready")
     assert await steps.all_jobs(world, chat) == [job]

@@ -218,7 +218,7 @@ async def test_c6a_c6b_the_new_workspace_is_published_before_the_call_waits(worl
         "workspace_name": "ann/My-Box",
         "build_id": job.build_id,
     }
-    assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+    await chat.entered("building", "agent_connecting", "scripts_running", "ready")
 
 
 @pytest.mark.parametrize("how", ["failed", "canceled"])

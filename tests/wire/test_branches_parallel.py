@@ -95,7 +95,7 @@ async def test_c8_200_concurrent_creates_make_one_workspace(fleet: Fleet, world:
     await assert_each_answered_once(fleet, world, chat, 200)
     assert world.provisioner.jobs.all == [job]
     assert await last_sequence(world, "WORKSPACED_JOB") == 1
-    assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+    await chat.entered("building", "agent_connecting", "scripts_running", "ready")
 
 
 @dataclass

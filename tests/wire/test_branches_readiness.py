@@ -91,7 +91,7 @@ async def test_r1_scripts_that_failed_and_then_succeed_count_as_ready(world: Wor
     answer = await chat.call(START)
 
     assert answer.keys() == {"started", "workspace_name", "no_build"}
-    assert chat.path[-2:] == ["failed:startup_scripts_failed", "ready"]
+    await chat.entered_last("failed:startup_scripts_failed", "ready")
 
 
 @pytest.mark.parametrize("how", ["failed", "canceled"])

@@ -32,7 +32,7 @@ async def test_p2a_stop_waits_for_the_build_but_not_for_the_agent(world: World) 
     assert (stop.workspace_id, stop.build_number) == (start.workspace_id, 2)
     assert steps.is_build_failure(gave_way, start.build_id)
     assert stop.build_id in gave_way["error"]
-    assert chat.path == ["building", "agent_connecting", "stopping", "stopped"]
+    await chat.entered("building", "agent_connecting", "stopping", "stopped")
     assert await steps.all_jobs(world, chat) == [start, stop]
 
 
@@ -139,7 +139,7 @@ async def test_p4a_stop_builds_a_stop_in_every_other_state(world: World, state: 
         "workspace_name": start.workspace_name,
         "build_id": stop.build_id,
     }
-    assert chat.path[-2:] == ["stopping", "stopped"]
+    await chat.entered_last("stopping", "stopped")
 
 
 @pytest.mark.parametrize("how", ["failed", "canceled"])
@@ -151,7 +151,7 @@ async def test_p4b_a_failed_or_canceled_stop_is_a_build_failure(world: World, ho
     await steps.finish_build(world, stop, how)
 
     assert steps.is_build_failure(await steps.successful_result(chat, call), stop.build_id)
-    assert chat.path[-2:] == ["stopping", f"failed:build_{how}"]
+    await chat.entered_last("stopping", f"failed:build_{how}")
     assert chat.now["build"]["transition"] == "stop"
 
 

@@ -26,7 +26,7 @@ async def test_a_cancel_during_the_build_answers_the_call(world: World) -> None:
     assert resolved["is_error"] is False
     assert resolved["result"].keys() == {"error", "build_id"}
     assert resolved["result"]["build_id"] == job.build_id
-    assert chat.path == ["building", "ready"]
+    await chat.entered("building", "ready")
 
 
 async def test_a_cancel_while_the_agent_connects_answers_the_call(world: World) -> None:

@@ -167,7 +167,7 @@ async def test_b2b_a_build_that_succeeds_although_it_was_canceled_counts(world: 
     await unbegun.state("agent_connecting")
 
     assert (created["created"], chat.now["state"]) == (True, "ready")
-    assert unbegun.path == ["building", "failed:build_canceled", "agent_connecting"]
+    await unbegun.entered("building", "failed:build_canceled", "agent_connecting")
     for one in (chat, unbegun):
         assert await cancel(world, one) == {"canceled": False}
 
@@ -200,7 +200,7 @@ async def test_b5_every_report_of_the_start_of_a_canceled_build_is_answered_with
     await world.provisioner.flush()
 
     assert len(of_job()) == 2
-    assert chat.path == ["building", "failed:build_canceled"]
+    await chat.entered("building", "failed:build_canceled")
 
 
 @pytest.mark.parametrize("known", [True, False])

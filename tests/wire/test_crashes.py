@@ -43,7 +43,7 @@ async def test_a_call_is_answered_after_its_worker_was_killed(fleet: Fleet) -> N
         result = (await chat.answer(call))["result"]
 
         assert (result["created"], result["build_id"]) == (True, job.build_id)
-        assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+        await chat.entered("building", "agent_connecting", "scripts_running", "ready")
         assert [j for j in world.provisioner.jobs.all if j.chat_id == chat.id] == [job]
     assert await fleet.end(gateway, signal.SIGTERM) == 0
 
@@ -60,7 +60,7 @@ async def test_a_timeout_fires_after_the_worker_that_set_it_was_killed(fleet: Fl
         await asyncio.gather(fleet.start("worker"), fleet.start("worker"))
         result = (await chat.answer(call))["result"]
 
-        assert chat.path == ["building", "failed:build_timeout"]
+        await chat.entered("building", "failed:build_timeout")
         assert result["build_id"] == job.build_id
 
 
@@ -85,7 +85,7 @@ async def test_a_paused_worker_does_no_harm_when_it_resumes(fleet: Fleet) -> Non
         await chat.call("start_workspace")
 
         assert (result["created"], result["build_id"]) == (True, job.build_id)
-        assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+        await chat.entered("building", "agent_connecting", "scripts_running", "ready")
 
 
 async def test_concurrent_calls_on_several_workers_make_one_workspace(fleet: Fleet) -> None:

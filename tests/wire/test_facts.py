@@ -88,7 +88,7 @@ async def test_a_call_whose_build_is_superseded_waits_for_the_new_build(world: W
 
     assert result["build_id"] == theirs["build_id"]
     assert "the newer one" in result["error"]
-    assert chat.path == ["building", "failed:build_failed"]
+    await chat.entered("building", "failed:build_failed")
 
 
 async def test_a_call_whose_build_is_superseded_by_a_stop_is_answered(world: World) -> None:
@@ -121,7 +121,7 @@ async def test_the_first_terminal_fact_of_a_build_counts(world: World) -> None:
     await world.provisioner.succeed(new)
     await chat.answer(again)
 
-    assert chat.path == ["building", "failed:build_failed", "building", "ready"]
+    await chat.entered("building", "failed:build_failed", "building", "ready")
     assert (await outcomes_by_event(world, chat))[late["id"]] in {"ignored", "stale", "kept"}
 
 
@@ -209,7 +209,7 @@ async def test_a_delete_request_during_a_build_answers_waiting_calls(world: Worl
 
     assert resolved["result"]["build_id"] == job.build_id
     assert delete.build_id in resolved["result"]["error"]
-    assert chat.path == ["building", "stopping", "none"]
+    await chat.entered("building", "stopping", "none")
 
 
 async def test_a_delete_request_without_a_workspace_has_no_effect(world: World) -> None:
@@ -232,4 +232,4 @@ async def test_the_end_of_a_build_may_arrive_before_its_start(world: World) -> N
     await world.provisioner.publish_event("build_started", build, workspace_name="late")
     await chat.call("list_templates")
 
-    assert chat.path == ["building", "ready"]
+    await chat.entered("building", "ready")

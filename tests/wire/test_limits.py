@@ -34,7 +34,7 @@ async def test_a_build_timeout_fails_the_chat(world: World) -> None:
 
     result = (await chat.answer(call))["result"]
 
-    assert chat.path == ["building", "failed:build_timeout"]
+    await chat.entered("building", "failed:build_timeout")
     assert result.keys() == {"error", "build_id"}
     assert result["build_id"] == job.build_id
     assert chat.now["cause"]["source"] == "/workspaced"
@@ -51,7 +51,7 @@ async def test_a_build_that_succeeds_after_its_timeout_still_counts(world: World
     await world.provisioner.succeed(job)
     await chat.state("ready")
 
-    assert chat.path == ["building", "failed:build_timeout", "ready"]
+    await chat.entered("building", "failed:build_timeout", "ready")
     found = await chat.call("start_workspace")
     assert (found["no_build"], found["agent_status"]) == (True, "no_agent")
 
@@ -70,7 +70,7 @@ async def test_a_call_after_the_timeout_waits_for_the_same_build(world: World) -
     assert again["deadline"] > chat.states.all[0]["data"]["deadline"]
     assert (result["created"], result["build_id"]) == (False, job.build_id)
     assert [j for j in world.provisioner.jobs.all if j.chat_id == chat.id] == [job]
-    assert chat.path == ["building", "failed:build_timeout", "building", "ready"]
+    await chat.entered("building", "failed:build_timeout", "building", "ready")
 
 
 async def test_an_agent_that_does_not_connect_in_time_fails_the_chat(world: World) -> None:
@@ -139,7 +139,7 @@ async def test_a_stop_has_a_timeout(world: World) -> None:
     waiting = await chat.ask("start_workspace")
 
     results = [(await chat.answer(call))["result"] for call in (stopping, waiting)]
-    assert chat.path[-2:] == ["stopping", "failed:build_timeout"]
+    await chat.entered_last("stopping", "failed:build_timeout")
     assert chat.now["build"]["transition"] == "stop"
     before = chat.now["version"]
     again = await chat.ask("stop_workspace")
@@ -196,7 +196,7 @@ async def test_b1c_a_build_that_exceeded_its_limit_is_canceled_at_once(world: Wo
     call, job = await world.building(chat)
     await world.provisioner.publish_event("build_started", job)
     await chat.answer(call)
-    assert chat.path == ["building", "failed:build_timeout"]
+    await chat.entered("building", "failed:build_timeout")
 
     reply = await world.service.rpc("cancel_build", chat_id=chat.id)
     failed = await chat.state("failed:build_canceled")
@@ -219,7 +219,7 @@ async def test_a_timeout_counts_from_entering_the_state(world: World) -> None:
     await chat.answer(joined)
     await job.ack()
 
-    assert chat.path == ["building", "failed:build_timeout"]
+    await chat.entered("building", "failed:build_timeout")
     building, _ = chat.states.all  # the second call did not extend the deadline
     entered = datetime.fromisoformat(building["data"]["build"]["started_at"])
     assert deadline_of(building) == entered + timedelta(seconds=LIMIT)
@@ -236,4 +236,4 @@ async def test_a_lost_agent_does_not_change_the_timeout_of_another_state(world: 
 
     assert first["deadline"] is not None
     assert second["deadline"] is None
-    assert chat.path == ["building", "agent_connecting", "failed:agent_not_ready"]
+    await chat.entered("building", "agent_connecting", "failed:agent_not_ready")

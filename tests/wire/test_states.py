@@ -74,7 +74,7 @@ async def test_a_create_causes_a_job_states_and_one_answer(world: World) -> None
         "ready",
     ]
     assert chat.states.all[3]["data"]["cause"]["id"] == started["id"]
-    assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+    await chat.entered("building", "agent_connecting", "scripts_running", "ready")
     assert [e["data"]["version"] for e in chat.states.all] == [1, 2, 3, 4, 5]
     assert chat.states.all[0]["data"]["previous_state"] == "none"
     assert len({e["id"] for e in chat.states.all}) == 5
@@ -156,7 +156,7 @@ async def test_a_build_without_agents_is_ready_at_once(world: World) -> None:
     await world.provisioner.succeed(job)
     result = (await chat.answer(call))["result"]
 
-    assert chat.path == ["building", "ready"]
+    await chat.entered("building", "ready")
     assert chat.now["agent"] is None
     assert result["created"] is True
     assert result["agent_status"] == "no_agent"
@@ -173,7 +173,7 @@ async def test_early_facts_take_effect_later(world: World) -> None:
     await world.provisioner.succeed(job, listed)
     await chat.answer(call)
 
-    assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+    await chat.entered("building", "agent_connecting", "scripts_running", "ready")
     assert [e["data"]["version"] for e in chat.states.all] == [1, 2, 3, 4]
 
 

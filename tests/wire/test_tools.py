@@ -62,7 +62,7 @@ async def test_a_workspace_can_be_stopped_and_started_again(world: World) -> Non
         "no_build": True,
         "agent_status": "no_agent",
     }
-    assert chat.path[-4:] == ["stopping", "stopped", "building", "ready"]
+    await chat.entered_last("stopping", "stopped", "building", "ready")
 
 
 async def test_calls_during_a_stop_wait_for_its_end(world: World) -> None:
@@ -162,7 +162,7 @@ async def test_a_canceled_build_is_a_build_failure(world: World) -> None:
     await job.ack()
     result = (await chat.answer(call))["result"]
 
-    assert chat.path == ["building", "failed:build_canceled"]
+    await chat.entered("building", "failed:build_canceled")
     assert result.keys() == {"error", "build_id"}
 
 
@@ -196,7 +196,7 @@ async def test_a_failed_stop_leaves_the_workspace_running(world: World) -> None:
     await world.provisioner.fail(stop, "stuck")
     result = (await chat.answer(call))["result"]
 
-    assert chat.path[-2:] == ["stopping", "failed:build_failed"]
+    await chat.entered_last("stopping", "failed:build_failed")
     assert chat.now["build"]["transition"] == "stop"
     assert result.keys() == {"error", "build_id"}
     found = await chat.call("start_workspace")
