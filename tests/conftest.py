@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +17,6 @@ import pytest_asyncio
 from nats.aio.client import Client
 
 from handlers.embedded import Servers, embedded_servers
-from handlers.embedded.database_access import role_urls
 from handlers.embedded.postgresql import postgresql
 from statemachine.store.migrator import migrate
 from tests.rigs.client import Participant, role_options
@@ -67,14 +65,18 @@ async def servers() -> AsyncIterator[Servers]:
     The names of streams are fixed, so a test that needs an empty NATS uses `own_nats`.
     PostgreSQL does not wait for the disk: no test cuts the power, and what it has written survives its kill.
     """
-    with tempfile.TemporaryDirectory(prefix="workspaced-tests-") as temporary:
-        directory = Path(temporary)
-        async with (
-            postgresql(directory, WITHOUT_SYNC) as (url, child),
-            embedded_servers(directory, database_url=url) as running,
-        ):
-            children = (*running.children, child)
-            yield replace(running, children=children, databases=role_urls(url))
+
+    def without_sync(directory: Path, more: Mapping[str, str]) -> Any:
+        return postgresql(directory, {**more, **WITHOUT_SYNC})
+
+    with (
+        tempfile.TemporaryDirectory(prefix="workspaced-tests-") as directory,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("handlers.embedded.servers.postgresql", without_sync)
+        async with embedded_servers(Path(directory)) as running:
+            patch.undo()
+            yield running
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ async def answer(
     request = asked.connect_request()
     found = _check_signature(asked) or await look_up(request)
     if isinstance(found, Grant):
-        if found.expires_at > now:
+        if _end(found) > now.timestamp():
             content = {"jwt": _user_jwt(issuer_seed, asked, found, now)}
             return AuthResponse(_response_jwt(issuer_seed, asked, now, content), request)
         found = DenialReason.EXPIRED
@@ -165,13 +165,18 @@ def _check_signature(asked: _AuthRequest) -> DenialReason | None:
     return None if valid else DenialReason.BAD_SIGNATURE
 
 
+def _end(grant: Grant) -> int:
+    """Return the second at whose beginning the server ends the client's connection; claims have no fractions."""
+    return int(grant.expires_at.timestamp())
+
+
 def _user_jwt(issuer_seed: str, asked: _AuthRequest, grant: Grant, now: datetime) -> str:
     permissions = grant.permissions
     claims = {
         "sub": asked.user,
         "aud": grant.account,
         "name": grant.name,
-        "exp": int(grant.expires_at.timestamp()),
+        "exp": _end(grant),
         "nats": {
             "type": "user",
             "version": 2,

@@ -199,6 +199,18 @@ async def test_an_expired_grant_is_denied(granted: GrantTable, connect_with) -> 
     assert [why for why, _ in granted.denials] == [DenialReason.EXPIRED]
 
 
+async def test_a_grant_is_denied_from_the_second_in_which_it_expires(
+    granted: GrantTable, connect_with
+) -> None:
+    """The server counts whole seconds, so it has ended the connections of this grant before."""
+    soon = datetime.now(UTC).replace(microsecond=999_999)
+    seed = granted.add(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT, expires_at=soon)
+    with pytest.raises(Error, match="Authorization Violation"):
+        await connect_with(seed, AGENT)
+
+    assert [why for why, _ in granted.denials] == [DenialReason.EXPIRED]
+
+
 async def test_a_named_provisioner_may_only_use_its_name_and_pool(
     granted: GrantTable, connect_with
 ) -> None:
