@@ -64,6 +64,9 @@ SCREENS = (  # what is written to a screen of 8 columns and 3 rows, and its line
     ("\x1b(0qx\x1b(Bq\x0eq", ["─│qq", "", ""]),
     ("a\x1b[?1049hb\x1b[?1049lc", ["ac", "", ""]),
     ("a\x1b]0;b\x1b[1;5Hc", ["a   c", "", ""]),
+    ("a\x1b7b\x1b[?1049hc\x1b[ud\x1b[?1049l\x1b8e", ["abe", "", ""]),
+    ("\x1b[2;3r\x1b[3;1H\x1b[9Fa\x1b[9Eb", ["", "a", "b"]),
+    ("\x1b[2;3ra\x1b[?6hb\x1b[2;1Hc\x1b[?6ld", ["d", "b", "c"]),
     ("a\x1b[1;\x18b\x1b[3", ["ab", "", ""]),
     ("\x1b[2;2H\x1b[5Aa\x1b[9Bb\x1b[9Cc", [" a", "", "  b    c"]),
 )

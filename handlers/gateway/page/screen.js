@@ -116,7 +116,7 @@ export class Screen {
     this.bracketedPaste = false;
     this.sets = [false, false]; // for each of two character sets: whether it is that of lines
     this.set = 0;
-    this.saved = null;
+    this.saved = new Map(); // of each of the two screens, what `save` kept
     this.stops = new Set(Array.from({ length: 600 }, (_, at) => at * 8));
     this.last = " ";
   }
@@ -137,7 +137,7 @@ export class Screen {
   resize(cols, rows) {
     if (cols === this.cols && rows === this.rows) return;
     for (const lines of new Set([this.main, this.lines])) {
-      const cursor = lines === this.lines ? this : (this.saved ?? { row: 0 });
+      const cursor = lines === this.lines ? this : (this.saved.get(false) ?? { row: 0 });
       for (const line of lines) line.changed = true;
       while (lines.length > rows) {
         if (cursor.row < lines.length - 1 && lines.at(-1).text === "") lines.pop();
@@ -251,12 +251,12 @@ export class Screen {
 
   act(char, [first, second = 0, ...more]) {
     const count = first || 1;
-    if (char === "A") this.moveTo(Math.max(this.row - count, this.row >= this.top ? this.top : 0), this.col);
-    else if (char === "B" || char === "e") this.moveTo(Math.min(this.row + count, this.row <= this.bottom ? this.bottom : this.rows), this.col);
+    if (char === "A") this.moveTo(this.above(count), this.col);
+    else if (char === "B" || char === "e") this.moveTo(this.below(count), this.col);
     else if (char === "C" || char === "a") this.moveTo(this.row, this.col + count);
     else if (char === "D") this.moveTo(this.row, this.col - count);
-    else if (char === "E") this.moveTo(this.row + count, 0);
-    else if (char === "F") this.moveTo(this.row - count, 0);
+    else if (char === "E") this.moveTo(this.below(count), 0);
+    else if (char === "F") this.moveTo(this.above(count), 0);
     else if (char === "G" || char === "`") this.moveTo(this.row, count - 1);
     else if (char === "H" || char === "f") this.moveTo(count - 1 + (this.fromMargin ? this.top : 0), (second || 1) - 1);
     else if (char === "d") this.moveTo(count - 1 + (this.fromMargin ? this.top : 0), this.col);
@@ -283,10 +283,21 @@ export class Screen {
     else if (char === "c") this.reply("\u001b[?1;2c");
   }
 
+  /** The row that is `count` rows above, not beyond a margin. */
+  above(count) {
+    return Math.max(this.row - count, this.row >= this.top ? this.top : 0);
+  }
+
+  below(count) {
+    return Math.min(this.row + count, this.row <= this.bottom ? this.bottom : this.rows);
+  }
+
   setMode(mode, on) {
     if (mode === 1) this.applicationKeys = on;
-    else if (mode === 6) this.fromMargin = on;
-    else if (mode === 7) this.wraps = on;
+    else if (mode === 6) {
+      this.fromMargin = on;
+      this.moveTo(on ? this.top : 0, 0);
+    } else if (mode === 7) this.wraps = on;
     else if (mode === 25) {
       this.shown = on;
       this.line.changed = true;
@@ -438,11 +449,11 @@ export class Screen {
 
   save() {
     const { row, col, classes, blank, set } = this;
-    this.saved = { row, col, classes, blank, set, sets: [...this.sets], style: { ...this.style } };
+    this.saved.set(this.isAlternate, { row, col, classes, blank, set, sets: [...this.sets], style: { ...this.style } });
   }
 
   restore() {
-    const { row = 0, col = 0, ...more } = this.saved ?? {};
+    const { row = 0, col = 0, ...more } = this.saved.get(this.isAlternate) ?? {};
     Object.assign(this, more);
     this.sets = [...(more.sets ?? this.sets)];
     this.style = { ...(more.style ?? this.style) };

@@ -46,6 +46,7 @@ class Terminal {
   async start() {
     applyTheme(localStorage.getItem("theme") ?? "system");
     window.addEventListener("hashchange", () => location.reload());
+    window.addEventListener("storage", () => applyTheme(localStorage.getItem("theme") ?? "system"));
     onSignedOut(() => this.signedOut());
     this.mount();
     try {
@@ -363,6 +364,7 @@ class Terminal {
   ended({ exit_code, signal, reason }) {
     const how = ENDED[reason] ?? (signal ? `The shell was ended by the signal ${signal.replace(/^SIG/, "")}.` : `The shell ended with status ${exit_code}.`);
     this.status = "ended";
+    this.troubled = false;
     this.end.hidden = true;
     this.outbox = [];
     this.box.classList.add("ended");
@@ -476,6 +478,7 @@ class Terminal {
   /** Call a tool, again with the same id while nobody answers: it is done once. An error is handed on, and nothing returned. */
   async call(tool, args, refused, callId = identifier()) {
     for (let failures = 0; !this.stopped; failures++) {
+      if (args.exec_id && this.status === "ended") return null; // what it would say is not what matters now
       const seen = this.changes;
       try {
         const { body } = await send("POST", `/v1/chats/${this.chatId}/tools/${tool}`, { call_id: callId, args });
