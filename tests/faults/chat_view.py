@@ -40,8 +40,17 @@ class ChatView:
         return (
             self.chat["state"] in SETTLED
             and not self.chat["open_calls"]
+            and not self.awaits_delete
             and self.published
             and known
+        )
+
+    @property
+    def awaits_delete(self) -> bool:
+        """Whether a delete has failed, so that workers request another one after a time."""
+        build = self.chat["build"]
+        return (
+            self.chat["state"] == "failed" and build is not None and build["transition"] == "delete"
         )
 
     def events(self, *names: str) -> list[Event]:
