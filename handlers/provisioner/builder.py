@@ -94,6 +94,16 @@ class Builder:
         """Return whether the workspace has no directory. False if that is unknown, because no disk is mounted."""
         return workspaces_folder.is_there(self._directory) and not self.exists(workspace_id)
 
+    def unusable(self) -> Failed | None:
+        """Return Failed if the disk with the workspaces is not mounted.
+
+        A start would make a new directory where it is to be mounted, and a delete would delete nothing.
+
+        """
+        if workspaces_folder.is_there(self._directory):
+            return None
+        return Failed(f"Nothing can be built: {workspaces_folder.missing(self._directory)}.")
+
     async def end_processes(self, workspace_id: str) -> None:
         """End all processes of a workspace, its agents included."""
         await end_marked(f"WORKSPACED_WORKSPACE_ID={workspace_id}", grace=_GRACE)
@@ -105,9 +115,6 @@ class Builder:
         A start keeps its reservation in the owner's quota until the caller releases it.
 
         """
-        if not workspaces_folder.is_there(self._directory):
-            # A start would make a new directory where the disk is to be mounted, and a delete would delete nothing.
-            return Failed(f"Nothing can be built: {workspaces_folder.missing(self._directory)}.")
         workspace = self.directory_of(job.workspace_id)
         # Processes of an earlier attempt of this build, if the provisioner was killed.
         await end_marked(f"WORKSPACED_BUILD_ID={job.build_id}", grace=0)

@@ -11,7 +11,7 @@ from workspaced.provisioning.journal import Build, Journal
 from workspaced.provisioning.session import provisioner_fault
 
 from handlers.provisioner.agent_supervisor import AgentSupervisor
-from handlers.provisioner.builder import OWN_LOG, Builder
+from handlers.provisioner.builder import OWN_LOG, Builder, Succeeded
 from handlers.provisioner.job import Job, read_job
 from handlers.provisioner.journal import LocalWorkspace
 from handlers.provisioner.quota import Quotas
@@ -65,20 +65,23 @@ class LocalBuilds:
     async def build(self, job: Job, record: LocalWorkspace, log: BuildLog) -> Built:
         """End the agents of the build before, and build. Raises BuildFailed."""
         try:
-            await self._agents.shut_down(record)
-            if record.agents:
-                record.agents = []
-                self._journal.save(record)
-            starts = job.transition is Transition.START
-            # A new directory would look like the old one until somebody misses their work.
-            lost = starts and record.exists and self._builder.lacks(job.workspace_id)
-            outcome = Failed(_LOST) if lost else await self._builder.build(job, log, new=record.new)
+            outcome = self._builder.unusable() or await self._build(job, record, log)
         except Exception as fault:
             _log.exception("build %s failed in the provisioner", job.build_id)
             raise provisioner_fault(fault) from fault
         if isinstance(outcome, Failed):
             raise outcome.failure()
         return outcome.built()
+
+    async def _build(self, job: Job, record: LocalWorkspace, log: BuildLog) -> Succeeded | Failed:
+        await self._agents.shut_down(record)
+        if record.agents:
+            record.agents = []
+            self._journal.save(record)
+        starts = job.transition is Transition.START
+        # A new directory would look like the old one until somebody misses their work.
+        lost = starts and record.exists and self._builder.lacks(job.workspace_id)
+        return Failed(_LOST) if lost else await self._builder.build(job, log, new=record.new)
 
     async def clean_up(self, job: Job, record: LocalWorkspace, log: BuildLog) -> None:
         """End the agents at once, which were asked to shut down when the build began, and remove files."""

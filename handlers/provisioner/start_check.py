@@ -67,7 +67,7 @@ class StartCheck:
         if expected and not found and not workspaces_folder.is_there(self._workspaces):
             marker = self._workspaces / workspaces_folder.MARKER
             raise CannotServe(
-                f"{workspaces_folder.missing(self._workspaces)}, and {len(expected)} workspaces should be there. "
+                f"{workspaces_folder.missing(self._workspaces)}. Workspaces that should be there: {len(expected)}. "
                 f"Mount it; or, if all of them are gone for good, create the file {marker}: then they are reported "
                 "as deleted"
             )

@@ -275,7 +275,9 @@ class LimitedServer(web.Server):
             if not self._limiter.take(address):
                 body = {"status": "too many requests"}
                 return _closing(HTTPStatus.TOO_MANY_REQUESTS, body, "application/json")
-            return await self._server.health(request)
+            health = await self._server.health(request)
+            health.headers["Cache-Control"] = "no-store"
+            return health
         if not self._limiter.allows(address):
             detail = (
                 "this address sent too many requests without a valid token; try again in a second"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -206,7 +207,8 @@ async def test_nothing_is_built_or_reported_as_deleted_while_the_disk_is_not_mou
     version, made = rig.version({}), {"start": "touch made"}
     async with provisioning():
         await rig.ended(await rig.ask(rig.job(1, version=version, build=made)))
-        await rig.ended(await rig.ask(rig.job(2, "stop", version=version)))
+        if transition == "start":
+            await rig.ended(await rig.ask(rig.job(2, "stop", version=version)))
         workspaces.rename(disk := workspaces.with_name("unmounted"))
         workspaces.mkdir()
         failed = await rig.ended(await rig.ask(rig.job(3, transition, version=version)))
@@ -220,3 +222,28 @@ async def test_nothing_is_built_or_reported_as_deleted_while_the_disk_is_not_mou
     assert started["type"] == "workspaced.build_succeeded.v1"
     assert (workspaces / rig.workspace / "made").exists()
     assert not rig.facts(type="workspace_deleted")
+
+
+async def test_agents_go_on_if_a_stop_fails_because_the_disk_is_not_mounted(
+    rig: Rig, provisioning: Provisioning, workspaces: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    version, agent = rig.version({}), {"agent": [{"name": "main"}]}
+    mark = f"WORKSPACED_WORKSPACE_ID={rig.workspace}"
+    command = ("/bin/sh", "-c", f"echo runs > {gate}; exec sleep 1000")
+    async with provisioning(agent_command=command):
+        await rig.ended(await rig.ask(rig.job(1, version=version, **agent)))
+        assert await asyncio.to_thread(gate.read_text) == "runs\n"
+        running = find_marked(mark)
+        workspaces.rename(disk := workspaces.with_name("unmounted"))
+        workspaces.mkdir()
+        failed = await rig.ended(await rig.ask(rig.job(2, "stop", version=version, **agent)))
+        left = find_marked(mark)
+        workspaces.rmdir()
+        disk.rename(workspaces)
+        stopped = await rig.ended(await rig.ask(rig.job(3, "stop", version=version, **agent)))
+
+    assert failed["type"] == "workspaced.build_failed.v1"
+    assert left == running != []
+    assert stopped["type"] == "workspaced.build_succeeded.v1"
+    assert find_marked(mark) == []

@@ -109,6 +109,9 @@ class Builder:
     def lacks(self, workspace_id: str) -> bool:
         return workspace_id not in self.machine.running
 
+    def unusable(self) -> None:
+        """Return None: the disk is always there."""
+
     async def end_processes(self, _workspace_id: str) -> None:
         """Do nothing: a workspace has no processes but its agents."""
 
