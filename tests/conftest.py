@@ -44,6 +44,17 @@ LONGEST = (
     "tests/cluster",
     "tests/worker/test_left_alone.py",
     "tests/examples",
+    "tests/page",
+    "tests/client",
+    "tests/cli/test_demo.py",
+    "tests/cli/test_up.py",
+    "tests/wire/test_crashes.py",
+    "tests/outages/test_workers.py",
+    "tests/agent/test_outliving.py",
+    "tests/wire/test_http.py",
+    "tests/outages/test_commands.py",
+    "tests/wire/test_branches_limits.py",
+    "tests/wire/test_presence.py",
 )
 """What takes longest is run first, so that no process of `make test` runs it alone at the end."""
 
