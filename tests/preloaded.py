@@ -243,7 +243,8 @@ def _set_command_line(words: Sequence[str]) -> None:
     numbers = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
     begin, end = int(numbers[45]), int(numbers[46])
     text = b"".join(os.fsencode(word) + b"\0" for word in words)
-    ctypes.memmove(begin, text[: end - begin - 1].ljust(end - begin, b"\0"), end - begin)
+    if begin:  # 0 where the system hides it
+        ctypes.memmove(begin, text[: end - begin - 1].ljust(end - begin, b"\0"), end - begin)
 
 
 if __name__ == "__main__":

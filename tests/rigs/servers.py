@@ -55,8 +55,8 @@ def give_database(directory: Path) -> None:
     if (directory / "postgres").exists():
         return
     made, copy = _migrated_database(), credentials_directory(directory)
-    copy.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory.chmod(0o700)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    copy.mkdir(mode=0o700, exist_ok=True)
     if not password_file(copy).exists():
         shutil.copy2(password_file(credentials_directory(made)), copy)
         # `cp` keeps the owner of the files, which PostgreSQL runs as.
