@@ -39,6 +39,7 @@ class Started:
     ) -> None:
         self.args, self._answers = list(args), answers
         self.stdout, self.stderr = stdout, stderr
+        self._ending = threading.Lock()
         self.pid = int(self._line())
         self.returncode: int | None = None
 
@@ -67,8 +68,10 @@ class Started:
         return self.returncode
 
     def _end(self) -> None:
-        with self._answers:
-            self.returncode = int(self._line())
+        with self._ending:  # threads may wait side by side
+            if self.returncode is None:
+                self.returncode = int(self._line())
+                self._answers.close()
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
