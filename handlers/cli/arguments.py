@@ -146,7 +146,8 @@ class Parser(argparse.ArgumentParser):
         if rest and after:
             setattr(found, rest, [*getattr(found, rest), *after])
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            advice = "; put -- before the command" if rest else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
         return found, unknown
 
     def _drop_empty_flags(self, args: Sequence[str]) -> list[str]:
@@ -265,6 +266,16 @@ def uuid(text: str) -> str:
             f"{text!r} is not a UUID, like 8fcadcc8-3807-5396-9df9-e5afb8474e7d"
         )
     return text.lower()
+
+
+def known_chat(text: str) -> str:
+    """Read the UUID of a chat that exists."""
+    try:
+        return uuid(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{error}; `workspaced chat list` prints the UUIDs of chats"
+        ) from None
 
 
 def signal_name(text: str) -> str:

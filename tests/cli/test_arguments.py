@@ -9,6 +9,7 @@ import pytest
 from handlers.cli.command_table import command_parser
 from handlers.cli.commands.tool import arguments
 
+CHAT = "96146b6c-dc1c-46a3-8f84-c1858c73b45f"
 TYPED: list[tuple[str, str, Any]] = [
     *(
         (key, text, text)
@@ -133,3 +134,19 @@ def test_args_that_is_not_a_json_object_is_wrong_usage(
 
     assert ended.value.code == 2
     assert "--args" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["exec", CHAT, "ls", "-l"], "unrecognized arguments: -l; put -- before the command"),
+        (["stop", "hello-2563"], "`workspaced chat list` prints the UUIDs of chats"),
+    ],
+)
+def test_wrong_usage_says_what_is_right(
+    words: list[str], advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command_parser().parse_args(words)
+
+    assert advice in capsys.readouterr().err

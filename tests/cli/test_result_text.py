@@ -134,6 +134,14 @@ def test_a_refusal_shows_the_error_text() -> None:
     assert words == "stop_workspace was refused: there is nothing\n  to stop"
 
 
+def test_a_refusal_names_the_command_in_place_of_the_tool() -> None:
+    words = explain(
+        "stop_workspace", answers.error("no workspace; use create_workspace to make one")
+    )
+
+    assert words.endswith("use `workspaced create TEMPLATE --chat CHAT` to make one")
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [

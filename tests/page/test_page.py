@@ -201,6 +201,10 @@ async def test_a_failure_is_explained(world: World, tab: Tab) -> None:
     await tab.shows(".failure .message", "make ended with status 2")
     await tab.shows(".failure pre", "error: no such header")
     await tab.shows(".failure .next", "What to do")
+    await tab.page.click(".actions >> text=Create anew…")
+    await tab.shows("h1", "Create a workspace")
+    assert chat.id in tab.page.url
+    await tab.page.go_back()
     await tab.shows(".phase.failed", "Build")
     await tab.is_accessible()
 

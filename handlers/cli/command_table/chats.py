@@ -95,7 +95,7 @@ class DeleteWorkspace(ConnectingCommand):
 
     name = "workspace delete"
     function = "handlers.cli.commands.workspace:delete"
-    chat: str | None = positional("CHAT", type=types.uuid, nargs="?", help="the chat's UUID")
+    chat: str | None = positional("CHAT", type=types.known_chat, nargs="?", help="the chat's UUID")
     workspace: str | None = selector(
         "--workspace",
         type=types.uuid,

@@ -12,7 +12,7 @@ _SERVERS: Final = "which servers to use"
 
 def chat_argument() -> Any:
     """Declare the positional argument CHAT."""
-    return positional("CHAT", type=types.uuid, help="the chat's UUID")
+    return positional("CHAT", type=types.known_chat, help="the chat's UUID")
 
 
 def parameter_flag() -> Any:

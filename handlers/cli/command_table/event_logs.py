@@ -19,7 +19,7 @@ class ExportEvents(ConnectingCommand):
     name = "events"
     function = "handlers.cli.commands.chat:export_events"
     one_of = ("chat", "all")
-    chat: str | None = positional("CHAT", nargs="?", type=types.uuid, help="the chat's UUID")
+    chat: str | None = positional("CHAT", nargs="?", type=types.known_chat, help="the chat's UUID")
     all: bool = switch("--all", help="the event logs of all chats")
 
 

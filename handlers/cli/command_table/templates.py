@@ -13,7 +13,8 @@ class PushTemplate(ConnectingCommand):
     """Store a folder as a new version of its template and activate it.
 
     Prints JSON with template_id and version_id. If the folder has not changed, the version stays the
-    same.
+    same. To begin with, five lines are enough in its template.toml: name = "hello"; pool = "local"; [build];
+    start = "echo hello"; and, for a workspace that takes commands, [[agent]] with name = "main" below it.
     """
 
     name = "template push"

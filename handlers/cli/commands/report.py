@@ -203,7 +203,11 @@ async def report(command: Report, settings: Settings) -> int:
                     except ValueError as error:
                         raise ValueError(f"line {number}: {error}") from error
         except (OSError, ValueError) as error:
-            note(f"workspaced: {command.file}: {getattr(error, 'strerror', None) or error}")
+            what = getattr(error, "strerror", None) or error
+            note(
+                f"workspaced: {command.file}: {what}; FILE is an event log that `workspaced events` has printed, "
+                "and --out names the report"
+            )
             return 1
     else:
         progress = Progress("{} entries")

@@ -21,6 +21,9 @@ from statemachine.codec import timestamp
 from statemachine.naming import is_canonical
 from statemachine.templates import template_id, warnings
 
+_NO_TEMPLATES: Final = (
+    "no templates; `workspaced template push DIR` stores one, and its --help shows a small one"
+)
 _TEMPLATE_COLUMNS: Final = ("name", "template_id", "version_id", "pool", "description")
 _VERSION_COLUMNS: Final = ("version_id", "pushed_at", "active")
 
@@ -54,7 +57,7 @@ async def list_templates(command: ListTemplates, settings: Settings) -> None:
         }
         for template in found
     ]
-    _write(lines, _TEMPLATE_COLUMNS, as_json=command.json, none="no templates; push one")
+    _write(lines, _TEMPLATE_COLUMNS, as_json=command.json, none=_NO_TEMPLATES)
 
 
 async def list_versions(command: ListVersions, settings: Settings) -> None:

@@ -19,6 +19,13 @@ _BUILD_FAILED: Final = "workspace build failed: "
 _SUPERSEDED: Final = re.compile(
     r"the build was superseded by (?P<what>.*build) (?P<id>[0-9a-f-]{36})"
 )
+_COMMANDS: Final = {
+    "list_templates": "template list",
+    "create_workspace": "create TEMPLATE --chat CHAT",
+    "start_workspace": "start CHAT",
+    "stop_workspace": "stop CHAT",
+}
+"""The command for each tool that the error of another names."""
 
 
 # -- states and log lines ----------------------------------------------------------------------
@@ -99,10 +106,17 @@ def _remarks(answer: Answer) -> list[str]:
     return lines
 
 
+def _naming_commands(error: str) -> str:
+    """Name the commands in place of the tools that an error for a model names."""
+    for tool, command in _COMMANDS.items():
+        error = re.sub(rf"\buse {tool}\b", f"use `workspaced {command}`", error)
+    return error
+
+
 def _result_lines(answer: Answer, log: str) -> list[str]:
     tool, result = answer.tool, answer.result
     if answer.is_error:
-        return _with_rest(f"{tool} was refused: ", str(result.get("error", "")))
+        return _with_rest(f"{tool} was refused: ", _naming_commands(str(result.get("error", ""))))
     if "error" not in result:
         return [_success(tool, result), *_readiness(result, log)]
     if "validations" in result:

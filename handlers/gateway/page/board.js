@@ -86,7 +86,9 @@ export class Board {
     this.resized.observe(this.scroller);
     this.ticking = setInterval(() => this.draw(), 1000);
     this.templates();
-    this.load();
+    if (this.app.begun) this.load();
+    else this.loading = true; // until the stream begins
+    this.sort();
     return view;
   }
 

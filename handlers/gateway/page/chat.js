@@ -2,7 +2,7 @@
 import { address, get, Problem, send } from "./api.js";
 import { clock, duration, fill, h, marked, onFrame, plain, setText, timeOf, toast } from "./dom.js";
 import { LogView } from "./log.js";
-import { acceptsCommands, failureTitle, heldUp, label, nameOf, nextStep, ownerOf, poolProblem, settled, tone } from "./states.js";
+import { acceptsCommands, failureTitle, heldUp, isFailedBuild, label, nameOf, nextStep, ownerOf, poolProblem, settled, tone } from "./states.js";
 import { buildsOf, buildTable, eventTable, Observed, phaseBars, staysOf } from "./timeline.js";
 
 export class ChatView {
@@ -149,7 +149,7 @@ export class ChatView {
     const chat = this.chat;
     if (!chat || this.gone) return;
     this.showState();
-    const name = chat.workspace ? nameOf(chat) : "No workspace";
+    const name = chat.workspace ? nameOf(chat) : `Chat ${this.id.slice(0, 8)}`;
     setText(this.title, name);
     document.title = `${name} · ${label(chat.state)}`;
     this.renderFacts(chat);
@@ -222,6 +222,7 @@ export class ChatView {
       start && known ? h("button.primary", { onclick: () => this.call("start_workspace", "Start requested") }, "Start") : null,
       stop && known ? h("button", { onclick: () => this.call("stop_workspace", "Stop requested") }, "Stop") : null,
       open && !canceled ? h("button", { onclick: () => this.cancelBuild() }, "Cancel build") : null,
+      isFailedBuild(chat) ? h("a.button", { href: `#/create/${this.id}`, title: "A new workspace takes the place of this one" }, "Create anew…") : null,
       state === "none" && this.app.isOperator ? h("a.button.primary", { href: `#/create/${this.id}` }, "Create workspace") : null,
       chat.workspace && this.app.isOperator && !busy ? h("button.danger", { onclick: () => this.confirmDelete() }, "Delete…") : null,
     );

@@ -65,7 +65,7 @@ export class CreateView {
     }
     setText(this.fault, "");
     if (!templates.length) {
-      return fill(this.list, h("p.muted", "This organization has no templates. Push one: ", h("code", "workspaced template push DIR")));
+      return fill(this.list, noTemplates());
     }
     fill(
       this.list,
@@ -195,6 +195,18 @@ export class CreateView {
       this.button.disabled = false;
     }
   }
+}
+
+const SMALLEST = 'name = "hello"\npool = "local"\n\n[build]\nstart = "echo hello"\n\n[[agent]]\nname = "main"';
+
+/** What a new user does first. */
+function noTemplates() {
+  return h(
+    "div.first",
+    h("p", "This organization has no template yet. A template is a folder with a file ", h("code", "template.toml"), ". These lines are enough to begin with:"),
+    h("pre", { tabIndex: 0, "aria-label": "The smallest template.toml" }, SMALLEST),
+    h("p", "Push the folder in a terminal, then reload this page: ", h("code", "workspaced template push DIR")),
+  );
 }
 
 function labelled(title, input) {

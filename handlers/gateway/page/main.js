@@ -125,12 +125,12 @@ class App {
     const shown =
       view === "chat" && id ? new ChatView(this, id) : view === "create" && this.mayAct ? new CreateView(this, id) : view === "operator" && this.isOperator ? new OperatorView(this) : this.board;
     this.view = shown;
+    this.connect(view === "chat" ? [id] : this.session.chat_ids);
     fill(this.main, shown.mount());
     for (const link of this.links.querySelectorAll("a")) {
       if (link.hash === (view === "operator" ? "#/operator" : "#/")) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    this.connect(view === "chat" ? [id] : this.session.chat_ids);
     this.health.draw();
     window.scrollTo(0, 0);
   }
@@ -141,6 +141,7 @@ class App {
     if (this.following === key) return;
     this.stop?.();
     this.following = key;
+    this.begun = false;
     let again = false;
     this.stop = follow(chats, {
       event: (kind, event) => this.event(kind, event),
@@ -151,8 +152,9 @@ class App {
       },
       begun: () => {
         this.health.read();
+        this.begun = true; // whatever is read from now on, its later states come
         if (again || chats.length) this.view?.resumed?.();
-        if (again && this.view === this.board) this.board.load();
+        if (this.view === this.board) this.board.load();
         again = true;
       },
     }, { presence: this.isOperator });

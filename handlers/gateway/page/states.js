@@ -23,7 +23,8 @@ const FAILURES = {
 };
 
 const NEXT = {
-  build_failed: "Read the end of the log below, correct the cause, then start it again.",
+  build_failed:
+    "Read the end of the log below. Start builds the same version of the template again; if the template is the cause, push it corrected and create the workspace anew.",
   build_canceled: "Start it again whenever you want.",
   build_timeout: "The provisioner may still finish. Cancel the build, or ask again to wait longer.",
   selection_error: "Correct the template's agents, push it, then stop and start the workspace.",
@@ -57,6 +58,11 @@ export function nameOf(chat) {
 
 export function ownerOf(chat) {
   return plain(chat.workspace?.owner_name ?? chat.details?.owner_name ?? "") || "–";
+}
+
+/** Whether the workspace could not be built, so that a new one may take its place. */
+export function isFailedBuild(chat) {
+  return ["build_failed", "build_canceled"].includes(chat.failure?.reason) && chat.build?.transition === "start";
 }
 
 export function failureTitle(chat) {
