@@ -330,3 +330,27 @@ async def test_an_agent_of_a_stopped_workspace_is_disconnected_after_two_seconds
     assert line["data"]["output"] == "good bye\n"
     await world.provisioner.succeed(await world.provisioner.job(chat, "stop"))
     await chat.answer(call)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("operator", "--for", "8d"), "--for: a token is valid for 1 second to 30 days"),
+        (("chat-service", "--for", "31d"), "--for: a token is valid for 1 second to 30 days"),
+        (("operator", "--for", "5ms"), "--for: a token is valid for 1 second to 30 days"),
+        (("frontend",), "--chat: required for role frontend"),
+        (("chat", *ONE), "--organization: required for role chat"),
+        (("chat-service", *ONE), "--chat: only for roles chat and frontend"),
+        (("operator", "--owner-name", "ann"), "--owner-name: only for role chat"),
+    ],
+)
+async def test_unsuitable_arguments_of_token_issue_are_named(
+    world: World, words: tuple[str, ...], complaint: str
+) -> None:
+    up = running_up(world)
+    done = await asyncio.to_thread(up.run, "token", "issue", "--role", *words)
+
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert not re.search(r"\bbody|_seconds", done.stderr)
+    assert done.stdout == ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
+from typing import Final
 
 from workspaced import WorkspacedError
 
@@ -12,8 +14,16 @@ from handlers.cli.command_table.access import IssueToken, ListTokens, OpenPage, 
 from handlers.cli.output import for_people, note, write_json, write_lines
 from handlers.settings import Settings
 
-WRONG_USAGE = 2
+WRONG_USAGE: Final = 2
 """The exit status for flags that the gateway refuses."""
+_FLAGS: Final = {
+    "chat_ids": "--chat",
+    "organization_id": "--organization",
+    "owner_id": "--owner",
+    "owner_name": "--owner-name",
+    "exec": "--exec",
+}
+"""The flag that gives each field of the rpc's body."""
 
 
 async def issue(command: IssueToken, settings: Settings) -> int:
@@ -33,10 +43,20 @@ async def issue(command: IssueToken, settings: Settings) -> int:
     except WorkspacedError as error:
         if error.code is None:  # not the gateway's
             raise
-        note(f"workspaced: {error.detail}")
+        faults = re.split(r"; (?=body\.)", error.detail)
+        note("workspaced: " + "; ".join(map(_in_flags, faults)))
         return WRONG_USAGE if error.code == HTTPStatus.BAD_REQUEST else 1
     write_json(issued)
     return 0
+
+
+def _in_flags(fault: str) -> str:
+    """Return a fault that the gateway found in the body of the rpc in terms of the flags."""
+    if fault.startswith("body.ttl_seconds"):
+        return (
+            "--for: a token is valid for 1 second to 30 days, one of an operator for 7 days at most"
+        )
+    return re.sub(r"body\.([a-z_]+)[^ :]*", lambda found: _FLAGS.get(found[1], found[0]), fault)
 
 
 async def open_page(command: OpenPage, settings: Settings) -> int:
