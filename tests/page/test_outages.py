@@ -108,6 +108,8 @@ async def test_nothing_is_missing_or_doubled_after_kills(home: Path, open_tab: O
             await creating
             await _a_page_opened_during_a_command_shows_all_of_it(tab)
             await _a_shell_goes_on(tab, fleet, chat, gateway, home)
+            await command("stop", chat)
+            await tab.shows(".notice", "The workspace was stopped, and the shell with it.")
 
 
 async def _a_page_opened_during_a_command_shows_all_of_it(tab: Tab) -> None:
@@ -125,11 +127,11 @@ async def _a_page_opened_during_a_command_shows_all_of_it(tab: Tab) -> None:
 
 
 async def _a_shell_goes_on(tab: Tab, fleet: Fleet, chat: str, gateway: Process, home: Path) -> None:
-    """Use a terminal while its gateway is away, and after its agent was killed."""
+    """Use a terminal while its gateway is away, and after its agent was killed; leave a program that runs in it."""
     keys = tab.page.keyboard
     await tab.page.goto(f"{tab.url}/page/terminal.html#{chat}")
     await expect(tab.page.locator(".rows")).to_contain_text(re.compile("[$#]"))
-    await keys.type("for i in $(seq 25); do echo tick $i; sleep 0.1; done\n")
+    await keys.type("for i in $(seq 25); do echo tick $i; sleep 0.05; done\n")
     await tab.shows(".tline", "tick 3")
     await fleet.end(gateway)
     await tab.shows(".live", "reconnecting")
@@ -143,3 +145,8 @@ async def _a_shell_goes_on(tab: Tab, fleet: Fleet, chat: str, gateway: Process, 
     kill_processes(agents_using(home))
     await keys.type("exit 3\n")
     await tab.shows(".notice", "The shell ended with status 3.")
+    await tab.page.click("text=New shell")
+    await expect(tab.page.locator(".rows")).to_contain_text(re.compile("[$#]"))
+    await keys.type("exec cat\n")  # unlike a shell, it ends with SIGTERM
+    await keys.type("echoed\n")
+    await expect(tab.page.locator(".tline", has_text=re.compile("^echoed"))).to_have_count(2)

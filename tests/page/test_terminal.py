@@ -132,7 +132,11 @@ async def test_a_shell_runs_has_the_size_of_the_page_and_ends(shell: Shell, tab:
     await expect(tab.page.locator(".tline .f-red")).to_have_text("red")
     await tab.is_accessible()
     await tab.page.set_viewport_size(PHONE)
-    await tab.shows("[aria-label=Keys] button", "Ctrl+C")
+    await tab.page.click("[aria-label=Keys] button:has-text('Ctrl')")
+    await tab.page.keyboard.insert_text("d")  # as keyboards of phones do
+    await shell.says("The shell ended with status 0.")
+    await tab.page.click("text=New shell")
+    await shell.has("$")
     await tab.page.set_viewport_size(WIDE)
     wide = await shell.size("wide")
     await tab.page.set_viewport_size({"width": 800, "height": 500})

@@ -11,6 +11,17 @@ const PIECE = 32768; // bytes of input in one request
 const LARGEST_PASTE = 1048576;
 const WAITING = 100; // pieces of output that wait while older ones are read
 
+/** For phones: what a button shows, its name, and the key that it presses. */
+const KEYS = [
+  ["Esc", "Escape", { key: "Escape" }],
+  ["Tab", "Tab", { key: "Tab" }],
+  ["^C", "Control C", { key: "c", ctrlKey: true }],
+  ["←", "Arrow left", { key: "ArrowLeft" }],
+  ["↑", "Arrow up", { key: "ArrowUp" }],
+  ["↓", "Arrow down", { key: "ArrowDown" }],
+  ["→", "Arrow right", { key: "ArrowRight" }],
+];
+
 /** Next step of a call that the workspace cannot take -> what is wrong and what to do, for people. */
 const UNAVAILABLE = {
   create_workspace: "This chat has no workspace. Create one in the chat's view; this page goes on when it is ready.",
@@ -39,6 +50,7 @@ class Terminal {
     this.outbox = [];
     this.changes = 0; // states of the chat that have come
     this.waiting = []; // calls that wait for the next one
+    this.reachable = new AbortController(); // aborted when the gateway can be reached again
     this.status = "starting";
     this.draw = onFrame(() => this.render());
   }
@@ -65,7 +77,11 @@ class Terminal {
         setText(this.connection, text);
         this.connection.className = `live ${text}`;
       },
-      begun: () => this.catchUp(),
+      begun: () => {
+        this.reachable.abort(); // what waits for the gateway tries again at once
+        this.reachable = new AbortController();
+        this.catchUp();
+      },
     });
     if (this.execId) await this.attach(this.execId);
     else await this.choose();
@@ -100,7 +116,7 @@ class Terminal {
     this.probe = h("span.probe", { "aria-hidden": "true" }, "0".repeat(100));
     this.spoken = h("div.spoken", { role: "log", "aria-label": "New output" });
     this.box = h("div.screenbox", this.output, this.keys, this.probe);
-    const buttons = [["Esc", "\u001b"], ["Tab", "\t"], ["Ctrl+C", "\u0003"], ["Ctrl+D", "\u0004"], ["↑", "Up"], ["↓", "Down"]];
+    this.control = h("button", { "aria-label": "Control, for the next character", "aria-pressed": "false", onclick: () => this.holdControl(!this.holdsControl) }, "Ctrl");
     fill(
       document.getElementById("main"),
       this.notice,
@@ -108,7 +124,9 @@ class Terminal {
       h(
         "div.keybar",
         { role: "group", "aria-label": "Keys" },
-        buttons.map(([label, key]) => h("button.small", { "aria-label": key.length > 2 ? `Arrow ${key}` : null, onclick: () => this.press(key) }, label)),
+        KEYS.slice(0, 2).map((key) => this.button(...key)),
+        this.control,
+        KEYS.slice(2).map((key) => this.button(...key)),
       ),
       h("p.hint", { id: "leave" }, h("kbd", "Ctrl+M"), " leaves the terminal. Closing this tab leaves the shell running, for 12 hours at most: Terminal in the chat's view offers it again."),
       this.spoken,
@@ -408,15 +426,28 @@ class Terminal {
     this.type(text);
   }
 
-  press(key) {
-    this.type(key.length > 2 ? encoded({ key: `Arrow${key}` }, this.screen.applicationKeys) : key);
+  /** A key for keyboards of phones. */
+  button(text, name, event) {
+    const press = () => {
+      this.type(encoded(event, this.screen.applicationKeys));
+      this.keys.focus();
+    };
+    return h("button", { "aria-label": name, onclick: press }, text);
+  }
+
+  holdControl(on) {
+    this.holdsControl = on;
+    this.control.setAttribute("aria-pressed", String(on));
     this.keys.focus();
   }
 
   takeTyped() {
     const text = this.keys.value;
     this.keys.value = "";
-    this.type(text.replaceAll("\n", "\r"));
+    if (!text) return;
+    const control = this.holdsControl ? encoded({ key: text, ctrlKey: true }, false) : null;
+    if (this.holdsControl) this.holdControl(false);
+    this.type(control ?? text.replaceAll("\n", "\r"));
   }
 
   paste(text) {
@@ -477,8 +508,9 @@ class Terminal {
 
   /** Call a tool, again with the same id while nobody answers: it is done once. An error is handed on, and nothing returned. */
   async call(tool, args, refused, callId = identifier()) {
+    const isOver = () => args.exec_id && this.status === "ended"; // then only that matters to people
     for (let failures = 0; !this.stopped; failures++) {
-      if (args.exec_id && this.status === "ended") return null; // what it would say is not what matters now
+      if (isOver()) return null;
       const seen = this.changes;
       try {
         const { body } = await send("POST", `/v1/chats/${this.chatId}/tools/${tool}`, { call_id: callId, args });
@@ -487,19 +519,20 @@ class Terminal {
           this.troubled = false;
           return body.result;
         }
+        if (isOver()) return null;
         if (!("next_step" in body.result)) return void refused(new Refused(plain(body.result.error)));
         this.troubled = true;
         this.say(UNAVAILABLE[body.result.next_step] ?? plain(body.result.error), "bad", this.toChat());
         if (this.changes === seen) await new Promise((go) => this.waiting.push(go));
       } catch (problem) {
         if (!(problem instanceof Problem)) throw problem;
-        if (problem.status === 401) return null;
+        if (problem.status === 401 || isOver()) return null;
         const silent = problem.status === 502 || problem.status === 504;
         const passes = silent || problem.status === 0 || problem.status === 503 || (problem.status === 429 && tool !== "execute");
         if (!passes) return void refused(new Refused(problem.message));
         this.troubled = true;
         this.say(silent ? "The workspace's agent does not answer. The shell goes on, and this page tries again; what you type waits." : "The gateway can't be reached. The shell goes on, and this page tries again; what you type waits.", "bad");
-        await pause(Math.min(5000, 150 * 2 ** failures)); // back-off
+        await pause(Math.min(5000, 150 * 2 ** failures), this.reachable.signal); // back-off
       }
     }
     return null;
