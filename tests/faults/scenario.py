@@ -98,7 +98,7 @@ class FaultScenario:
     def local_workspaces(self) -> list[Path]:
         """The directories of all workspaces that local provisioners made."""
         parent = self.directory / "local" / "provisioner"
-        return sorted(parent.glob("*/workspaces/*"))
+        return sorted(parent.glob("*/workspaces/[!.]*"))
 
     def role_options(self, role: str) -> dict[str, Any]:
         return role_options(self.identities.directory, role)
