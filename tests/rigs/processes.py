@@ -144,7 +144,7 @@ class Process:
             return self.process.wait(within)
         finally:
             assert self.process.stdout is not None
-            if self.process.returncode is not None:
+            if self.process.returncode is not None and not self.process.stdout.closed:
                 self.rest = self.process.stdout.read()
                 self.process.stdout.close()
                 self._listener.join(TIMEOUT)
