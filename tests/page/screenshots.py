@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -125,7 +126,7 @@ async def empty(page: Page, running: Up, folder: Path) -> None:
         await both_sizes(page, name, folder)
 
 
-async def rarer(page: Page, running: Up, ready: str, waiting: str, folder: Path) -> None:
+async def rarer(page: Page, running: Up, ready: str, folder: Path) -> None:
     """Take pictures of a question, of what others may see, and of the page without its gateway."""
     await page.emulate_media(color_scheme="light")
     await page.goto(f"{running.http}/#/chat/{ready}")
@@ -137,8 +138,7 @@ async def rarer(page: Page, running: Up, ready: str, waiting: str, folder: Path)
     await others.goto(code["page"])
     await others.locator(".note").wait_for()
     await both_sizes(others, "frontend-light", folder)
-    await asyncio.to_thread(running.run, "build", "cancel", waiting)
-    await asyncio.to_thread(running.process.kill)
+    running.process.send(signal.SIGKILL)
     await page.locator("#banner").wait_for()
     await both_sizes(page, "gateway-gone-light", folder)
 
@@ -164,7 +164,8 @@ async def screenshots(home: Path, folder: Path, *, everything: bool) -> None:
                 await empty(await browser.new_page(viewport=WIDE), running, folder)
         push(running, home, "python", "")
         push(running, home, "billing", "yes")
-        push(running, home, "mobile", "", pool="macs")
+        if everything:
+            push(running, home, "mobile", "", pool="macs")
 
         async def create(template: str, name: str, owner: str, *more: str) -> str:
             chat = new_id()
@@ -207,11 +208,11 @@ async def screenshots(home: Path, folder: Path, *, everything: bool) -> None:
             await page.goto(f"{running.http}/#/chat/{building}")
             await page.locator("text=Cancel build").click()
             await page.locator(".pill.big", has_text="Failed").wait_for()
-            if everything:
-                await rarer(page, running, ready, waiting, folder)
-        await background
-        if queued:
-            await queued
+            await background
+            if queued:
+                await asyncio.to_thread(running.run, "build", "cancel", waiting)
+                await queued
+                await rarer(page, running, ready, folder)
 
 
 if __name__ == "__main__":
