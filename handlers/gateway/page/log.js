@@ -44,12 +44,15 @@ export class LogView {
       const end = this.body.scrollHeight - this.body.scrollTop - this.body.clientHeight < 24;
       if (end !== this.following && !this.scrolling) this.setFollowing(end);
     });
-    new ResizeObserver(() => this.following && this.toEnd()).observe(this.body);
+    // Lines have their height only when they come into view, so a log that is followed may grow then.
+    this.resized = new ResizeObserver(() => this.following && this.toEnd());
+    this.resized.observe(this.body);
     return h("section.log", h("div.logbar", h("h2", "Log"), h("span.grow"), this.hits, this.search, this.pause, this.follow), this.body);
   }
 
   unmount() {
     this.gone = true;
+    this.resized.disconnect();
     clearTimeout(this.later);
   }
 
@@ -197,7 +200,7 @@ export class LogView {
     }
     let next = null;
     for (const stage of this.stages.toReversed()) {
-      if (!stage.element) this.body.insertBefore(stage.make(), next);
+      if (!stage.element) this.resized.observe(this.body.insertBefore(stage.make(), next));
       stage.render();
       next = stage.element;
     }
