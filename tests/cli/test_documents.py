@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from workspaced.models import DEFAULT_ORGANIZATION
+from workspaced.owner import DEFAULT_ORGANIZATION
 
 from tests.cli.template_folders import QUICK, folder
 from tests.rigs.messages import new_id
