@@ -13,7 +13,7 @@ from playwright.async_api import Page, expect
 
 from tests.rigs.browser import chromium
 from tests.rigs.messages import new_id
-from tests.rigs.processes import Up, run, up
+from tests.rigs.processes import Up, kill_processes, processes_using, run, up
 
 WIDE, PHONE = {"width": 1240, "height": 780}, {"width": 390, "height": 800}
 KEPT = ("board-light", "building-dark", "terminal-dark")
@@ -218,4 +218,7 @@ async def screenshots(home: Path, folder: Path, *, everything: bool) -> None:
 if __name__ == "__main__":
     target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images")
     with tempfile.TemporaryDirectory(prefix="workspaced-screenshots-") as directory:
-        asyncio.run(screenshots(Path(directory), target, everything="--all" in sys.argv))
+        try:
+            asyncio.run(screenshots(Path(directory), target, everything="--all" in sys.argv))
+        finally:
+            kill_processes(processes_using(Path(directory)))  # agents outlive `up`

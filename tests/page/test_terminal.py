@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -102,14 +102,18 @@ class Shell:
 
 
 @pytest.fixture(scope="session")
-def chat_of_shells(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A chat whose workspace is ready; it is deleted with the deployment."""
+def chat_of_shells(
+    deployment: Deployment, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A chat whose workspace is ready. It is deleted at the end, because agents outlive `up`."""
     running, chat = deployment.up, new_id()
     assert isinstance(running, Up)
     running.data("template", "push", folder(tmp_path_factory.mktemp("shells"), TEMPLATE))
     created = running.run("create", "shell", "--chat", chat)
     assert created.returncode == 0, created.stderr
-    return chat
+    yield chat
+    deleted = running.run("workspace", "delete", chat)
+    assert deleted.returncode == 0, deleted.stderr
 
 
 @pytest.fixture
