@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.rigs.client import Chat, ServiceError
+from tests.rigs.client import Chat, Participant, ServiceError, connected, role_options
 from tests.rigs.http import HttpClient, http_client
 from tests.rigs.messages import new_id
 from tests.rigs.processes import resident_mib
@@ -477,6 +477,25 @@ async def test_a_stream_of_all_chats_is_for_operators(world: World, operator: Ht
 
     assert event.data["data"]["state"] == "building"
     assert (await service.ask("GET", "/v1/stream"))[0] == 403
+
+
+async def test_a_stream_tells_operators_who_comes_and_goes_if_they_ask_for_it(
+    world: World, operator: HttpClient
+) -> None:
+    chat = await world.chat()
+    service = await with_token(world, operator, "chat-service")
+    path = f"/v1/stream?chat={chat.id}&presence=true"
+    options = role_options(world.deployment.credentials, "operator")
+
+    async with (
+        operator.stream(path) as stream,
+        connected(Participant(), world.deployment.nats, **options),
+    ):
+        told = await stream.next("presence")
+
+    assert told.data == {}
+    assert (await service.ask("GET", path))[0] == 403
+    assert (await operator.ask("GET", f"{path}s"))[0] == 400
 
 
 async def test_many_streams_at_once_take_little_memory_and_it_stays_flat(
