@@ -188,7 +188,7 @@ def is_attempt(record: WorkspaceRecord, *, replaced: bool) -> bool:
 def _is_retried(record: WorkspaceRecord, *, replaced: bool) -> bool:
     """Return whether workers request the newest build again, a stop or delete that has ended without success.
 
-    They do not if it was revoked before it began, by who requested it or made it elsewhere: then all is as before.
+    They do not if somebody asked for it and revoked it before it began, here or elsewhere: then all is as before.
     """
     build = record.build
     if build is None or not is_attempt(record, replaced=replaced):

@@ -53,7 +53,7 @@ def flag(*names: str, help: str, **options: Any) -> Any:  # noqa: A002 — as ar
 
 
 def selector(*names: str, help: str, **options: Any) -> Any:  # noqa: A002
-    """Declare a flag that limits what a command deletes, changes or grants: an empty value is refused."""
+    """Declare a flag that limits what a command deletes or grants: an empty value is refused."""
     return Argument(names, {"help": help, **options}, selects=True)
 
 

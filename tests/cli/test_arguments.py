@@ -91,15 +91,13 @@ CHAT = "c74db0b2-5f0e-4a39-9f0d-3b6f1f3c2a11"
         ["workspace", "delete", "--all", "--older-than="],
         ["workspace", "delete", "--all", "--older", ""],
         ["workspace", "delete", "--all", "--workspace", ""],
-        ["build", "cancel", CHAT, "--build", ""],
         ["page", "--chat", ""],
         ["token", "issue", "--role", "frontend", "--chat", CHAT, "--chat="],
         ["credentials", "issue", "--role", "frontend", "--chat", ""],
         ["credentials", "issue", "--role", "provisioner", "--pool", ""],
-        ["replay", "--all", "--rebuild", "--chat", ""],
     ],
 )
-def test_a_flag_that_limits_what_a_command_changes_or_grants_must_not_be_empty(
+def test_a_flag_that_limits_what_a_command_deletes_or_grants_must_not_be_empty(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -77,7 +77,7 @@ class CancelBuild(ConnectingCommand):
     name = "build cancel"
     function = "handlers.cli.commands.chat:cancel_build"
     chat: str = chat_argument()
-    build: str | None = selector(
+    build: str | None = flag(
         "--build", type=types.uuid, metavar="UUID", help="only if this is the build in flight"
     )
     reason: str | None = flag(

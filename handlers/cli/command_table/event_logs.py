@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from handlers.cli import arguments as types
-from handlers.cli.arguments import flag, positional, selector, switch
+from handlers.cli.arguments import flag, positional, switch
 from handlers.cli.command_table.connecting import ConnectingCommand
 
 
@@ -42,7 +42,7 @@ class Replay(ConnectingCommand):
         type=types.file_name,
         help="a file with the output of `workspaced events`; - reads stdin",
     )
-    chat: str | None = selector(
+    chat: str | None = flag(
         "--chat", type=types.uuid, metavar="UUID", help="one chat of the database"
     )
     all: bool = switch("--all", help="all chats of the database")
