@@ -71,8 +71,10 @@ class HttpServer:
 
     checks: Mapping[str, Check]
     """The checks of `/readyz`, by name. More may be added later."""
+    for_clients: bool = False
+    """Whether it has an interface for clients."""
     api: Api | None = None
-    """The interface for clients. It may be set later; until then its paths do not exist."""
+    """The interface for clients. Until it is set, the process is starting, and requests are to be sent again."""
 
     async def health(self, request: BaseRequest) -> web.StreamResponse:
         """Answer a request about health."""
@@ -91,13 +93,16 @@ async def http_server(
     port: int | None,
     checks: Mapping[str, Check],
     certificate: Certificate | None = None,
+    *,
+    for_clients: bool = False,
 ) -> AsyncIterator[HttpServer]:
     """Serve health on `host:port`, or nothing if `port` is None.
 
-    `/readyz` answers 200 if no check finds a problem, otherwise 503 with the problems by name. Set `api` of the
-    yielded server to serve an interface for clients on the same port. Raises HealthServerError.
+    `/readyz` answers 200 if no check finds a problem, otherwise 503 with the problems by name. `for_clients`: an
+    interface for clients is served on the same port, as soon as `api` of the yielded server is set. Raises
+    HealthServerError.
     """
-    server = HttpServer(checks)
+    server = HttpServer(checks, for_clients)
     if port is None:
         yield server
         return
@@ -254,7 +259,7 @@ class LimitedServer(web.Server):
         peer = transport.get_extra_info("peername")
         address = str(peer[0]) if peer else ""
         counted = Counter(known for known, _ in self._open.values())
-        for_clients = self._server.api is not None
+        for_clients = self._server.for_clients
         most = API_CONNECTIONS if for_clients else CONNECTIONS
         per_address = API_CONNECTIONS_PER_ADDRESS if for_clients else CONNECTIONS_PER_ADDRESS
         if len(self._open) >= most or counted[address] >= per_address:
@@ -271,7 +276,7 @@ class LimitedServer(web.Server):
 
     async def _serve(self, request: BaseRequest) -> web.StreamResponse:
         address = request.remote or ""
-        if self._server.api is None or request.path in _HEALTH_PATHS:
+        if not self._server.for_clients or request.path in _HEALTH_PATHS:
             if not self._limiter.take(address):
                 body = {"status": "too many requests"}
                 return _closing(HTTPStatus.TOO_MANY_REQUESTS, body, "application/json")
@@ -283,6 +288,10 @@ class LimitedServer(web.Server):
                 "this address sent too many requests without a valid token; try again in a second"
             )
             return _closing_problem(HTTPStatus.TOO_MANY_REQUESTS, detail)
+        if self._server.api is None:
+            return _closing_problem(
+                HTTPStatus.SERVICE_UNAVAILABLE, "the gateway is starting; try again in a second"
+            )
         trusted = False
 
         def trust(request: BaseRequest, *, lasting: bool = True) -> None:
@@ -306,7 +315,7 @@ def _closing_problem(status: HTTPStatus, detail: str) -> web.Response:
 
 def _closing(status: HTTPStatus, body: Mapping[str, object], content_type: str) -> web.Response:
     headers = {"Cache-Control": "no-store"}
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         headers["Retry-After"] = "1"
     data = json.dumps(body).encode()
     response = web.Response(body=data, status=status, headers=headers, content_type=content_type)

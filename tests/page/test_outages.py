@@ -148,6 +148,8 @@ async def _a_shell_goes_on(tab: Tab, fleet: Fleet, chat: str, gateway: Process, 
     await tab.shows(".notice", "The shell ended with status 3.")
     await tab.page.click("text=New shell")
     await expect(tab.page.locator(".rows")).to_contain_text(re.compile("[$#]"))
-    await keys.type("exec cat\n")  # unlike a shell, it ends with SIGTERM
+    # Unlike a shell, cat ends with SIGTERM. What is typed before it runs has no echo.
+    await keys.type("exec sh -c 'echo be''gun; exec cat'\n")
+    await tab.shows(".tline", "begun")
     await keys.type("echoed\n")
     await expect(tab.page.locator(".tline", has_text=re.compile("^echoed"))).to_have_count(2)

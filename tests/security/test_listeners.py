@@ -20,11 +20,11 @@ HERE, OTHER = "127.0.0.1", "127.0.0.2"
 
 
 @asynccontextmanager
-async def serving(api: Api | None = None) -> AsyncIterator[int]:
-    """Run a health server that reports no problem; yield its port."""
+async def serving(api: Api | None = None, *, starting: bool = False) -> AsyncIterator[int]:
+    """Run a server that reports no problem; yield its port. `starting`: its interface for clients does not exist yet."""
     with socket.create_server((HERE, 0)) as free:
         port = int(free.getsockname()[1])
-    async with http_server(HERE, port, {}) as server:
+    async with http_server(HERE, port, {}, for_clients=starting or api is not None) as server:
         server.api = api
         yield port
 
@@ -84,6 +84,18 @@ async def test_one_address_gets_429_beyond_its_rate_and_others_are_served() -> N
     assert set(flood) == {200, 429}
     assert flood[:BURST] == [200] * BURST
     assert status(other) == 200
+
+
+async def test_clients_are_told_to_try_again_while_the_gateway_starts() -> None:
+    async with serving(starting=True) as port:
+        alive = await asked(port, get("/healthz"))
+        early = await asked(port, get("/v1/chats"))
+
+    assert status(alive) == 200
+    assert status(early) == 503
+    assert b"application/problem+json" in early
+    assert b"Retry-After: 1\r\n" in early
+    assert b"the gateway is starting; try again in a second" in early
 
 
 async def test_other_paths_and_methods_are_refused() -> None:

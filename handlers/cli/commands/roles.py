@@ -57,14 +57,21 @@ async def restart_on_disconnect(run: Callable[[], Awaitable[None]]) -> None:
 
 
 def health(
-    command: ServerCommand, settings: Settings, checks: dict[str, Check]
+    command: ServerCommand,
+    settings: Settings,
+    checks: dict[str, Check],
+    *,
+    for_clients: bool = False,
 ) -> AbstractAsyncContextManager[HttpServer]:
-    """Serve a role's health on the address that its flags name. Raises InvalidSettings."""
+    """Serve a role's health on the address that its flags name. Raises InvalidSettings.
+
+    `for_clients`: the role has an interface for clients, too.
+    """
     certificate = server_certificate(settings)
     address = listen_address(
         "--http-host", command.http_host, certificate, insecure=command.insecure
     )
-    return http_server(address, command.http_port, checks, certificate)
+    return http_server(address, command.http_port, checks, certificate, for_clients=for_clients)
 
 
 def http_url(command: ServerCommand, settings: Settings) -> str | None:

@@ -26,7 +26,7 @@ async def gateway(command: RunGateway, settings: Settings) -> None:
     endpoints, ready = locate(settings), asyncio.Event()
     checks = {"gateway": started_check(ready)}
     async with (
-        health(command, settings, checks) as http,
+        health(command, settings, checks, for_clients=True) as http,
         endpoints.store("gateway", wait=True) as store,
         endpoints.bus("gateway", wait=True) as bus,
     ):

@@ -187,7 +187,9 @@ async def everything(
                         "roles": tasks_check([*roles, *tasks]),
                     }
                     async with (
-                        http_server(http_host, port, checks, listeners.certificate) as http,
+                        http_server(
+                            http_host, port, checks, listeners.certificate, for_clients=True
+                        ) as http,
                         gateway.http() as http.api,
                     ):
                         code, _ = await issue_code(gateway_store)
