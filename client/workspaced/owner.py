@@ -1,4 +1,4 @@
-"""The owner of a chat, whom a chat service names."""
+"""The owner of a chat; a chat service names the owner in its requests."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from handlers.mcp.calls import ToolCalls
 from handlers.mcp.server import McpServer
 from handlers.mcp.tasks import Tasks
 from handlers.runtime.listeners import Certificate, address_family
-from handlers.runtime.rate_limit import RateLimiter
+from handlers.runtime.rate_limit import TOO_MANY, RateLimiter
 from handlers.runtime.site import ForeignSite, Site
 from handlers.runtime.supervise import running
 
@@ -33,9 +33,6 @@ _NOBODY: Final = "00000000-0000-0000-0000-000000000000"
 _MAX_BODY: Final = 512 * 1024
 _CALLER: Final = "workspaced.caller"
 """The key of the scope of a request that holds its caller."""
-_TOO_MANY: Final = (
-    "this address sent too many requests without a valid token; try again in a second"
-)
 _MAX_REQUESTS: Final = 10_000
 """Connections and requests at the same time; further ones get 503."""
 
@@ -132,7 +129,7 @@ class McpHttp:
         address = scope["client"][0] if scope.get("client") else ""
         try:
             if not self._limiter.allows(address):
-                raise Problem(HTTPStatus.TOO_MANY_REQUESTS, _TOO_MANY, {"Retry-After": "1"})
+                raise Problem(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY, {"Retry-After": "1"})
             if scope["path"] in ("/healthz", "/readyz"):
                 self._limiter.take(address)
                 await self._answer_health(scope["path"], send)

@@ -23,7 +23,7 @@ from aiohttp.web_request import BaseRequest
 from bus import Bus, Unavailable
 from handlers.errors import WorkspacedError
 from handlers.runtime.listeners import Certificate
-from handlers.runtime.rate_limit import RateLimiter
+from handlers.runtime.rate_limit import TOO_MANY, RateLimiter
 from statemachine.store import Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)
@@ -284,10 +284,7 @@ class LimitedServer(web.Server):
             health.headers["Cache-Control"] = "no-store"
             return health
         if not self._limiter.allows(address):
-            detail = (
-                "this address sent too many requests without a valid token; try again in a second"
-            )
-            return _closing_problem(HTTPStatus.TOO_MANY_REQUESTS, detail)
+            return _closing_problem(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY)
         if self._server.api is None:
             return _closing_problem(
                 HTTPStatus.SERVICE_UNAVAILABLE, "the gateway is starting; try again in a second"

@@ -1,4 +1,4 @@
-"""How many requests one address may send that nobody has to identify themselves for."""
+"""Limits how many requests one address may send without a valid token."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ BURST: Final = 100
 """Requests that one address may send at once."""
 ADDRESSES: Final = 1024
 """Addresses whose requests are counted; the address that was silent longest is forgotten first."""
+TOO_MANY: Final = "this address sent too many requests without a valid token; try again in a second"
+"""The text of the answer to a request beyond the limit."""
 
 
 class RateLimiter:

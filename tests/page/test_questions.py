@@ -1,4 +1,4 @@
-"""What operators ask is answered by one view each, in the situations in which they ask it.
+"""For each question of operators, one view of the page has the answer. Each test causes the situation first.
 
 tests/cli/test_questions.py does the same for the commands.
 """

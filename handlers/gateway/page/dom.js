@@ -99,6 +99,11 @@ export function onFrame(draw) {
   };
 }
 
+/** Return a text without its first bytes in UTF-8. */
+export function withoutBytes(text, count) {
+  return new TextDecoder().decode(new TextEncoder().encode(text).subarray(count));
+}
+
 /** Use the colours of a theme: "light", "dark", or "system". */
 export function applyTheme(theme) {
   if (theme === "system") delete document.documentElement.dataset.theme;

@@ -1,7 +1,7 @@
 // The log of a build and of the commands that run: stages that fold, colours, follow, pause and search.
 import { get, Problem, send, SHELL } from "./api.js";
 import { lastFrame, pieces, textOf } from "./ansi.js";
-import { fill, h, onFrame, plain, setText } from "./dom.js";
+import { fill, h, onFrame, plain, setText, withoutBytes } from "./dom.js";
 
 const MOST = 4000; // lines of a stage that are in the document
 
@@ -353,11 +353,6 @@ class Stage {
 function titleOf(command) {
   if (command === SHELL) return "terminal";
   return command === undefined ? "a command that began earlier" : `$ ${command}`;
-}
-
-/** Return a text without its first bytes in UTF-8. */
-function withoutBytes(text, count) {
-  return new TextDecoder().decode(new TextEncoder().encode(text).slice(count));
 }
 
 function linesOf(output) {

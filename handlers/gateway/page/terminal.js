@@ -1,7 +1,7 @@
 // The terminal: a shell in a chat's workspace. The shell belongs to the workspace: it outlives this page, and its id in the
 // address lets a page that is loaded again, or another tab, go on with it.
 import { follow, get, mayRunCommands, onSignedOut, pause, Problem, send, SHELL } from "./api.js";
-import { applyTheme, fill, h, localTime, onFrame, plain, setText } from "./dom.js";
+import { applyTheme, fill, h, localTime, onFrame, plain, setText, withoutBytes } from "./dom.js";
 import { encoded, pasted } from "./keys.js";
 import { KEPT, runs, Screen } from "./screen.js";
 import { acceptsCommands, nameOf } from "./states.js";
@@ -324,7 +324,7 @@ class Terminal {
   /** Write the part of a piece that was not shown. Offsets count bytes. */
   show(offset, next, output) {
     if (next <= this.next) return;
-    const rest = offset < this.next ? new TextDecoder().decode(new TextEncoder().encode(output).subarray(this.next - offset)) : output;
+    const rest = offset < this.next ? withoutBytes(output, this.next - offset) : output;
     if (offset > this.next && !this.within) this.screen.write(`\r\n[${offset - this.next} bytes of the output are no longer kept]\r\n`);
     const shown = this.within ? rest.slice(rest.indexOf("\n") + 1) : rest;
     this.within = false;
