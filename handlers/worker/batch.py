@@ -10,12 +10,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Final, Protocol
 
 from msgspec import structs
 
-from handlers.shared_settings import RETENTION
 from handlers.worker import publications
 from handlers.worker.call_limits import policy, retention
 from handlers.worker.clock_skew import LATE
@@ -25,7 +24,7 @@ from statemachine import events, redaction
 from statemachine.calls import Call, Known, Load, StoredCall
 from statemachine.chat import Chat, Limits
 from statemachine.lifetimes import rests_since
-from statemachine.lookups import looks_up, lookups
+from statemachine.lookups import Lookups, looks_up, lookups
 from statemachine.naming import is_uuid
 from statemachine.step import (
     AlarmRang,
@@ -39,7 +38,7 @@ from statemachine.step import (
     step,
     with_name,
 )
-from statemachine.store import Alarm, CallKey, Changes, Look, Store, Wanted, Written
+from statemachine.store import Alarm, CallKey, Changes, Look, LookedUp, Wanted, Written
 from statemachine.templates import Catalog
 from statemachine.timers import alarm_time
 
@@ -48,6 +47,32 @@ log = logging.getLogger(__name__)
 EMPTY: Final = Catalog({}, {})
 NO_LOAD: Final = Load()
 _PROVISIONER: Final = "/provisioner/"
+
+
+class BatchStore(Protocol):
+    """The methods of `Store` that a batch uses; `remembered.Remembered` has them too."""
+
+    async def look(self, wanted: Wanted) -> Look:
+        """See `Store.look`."""
+        ...
+
+    async def look_up(
+        self, wanted: Lookups, workspace_ids: AbstractSet[str] = frozenset()
+    ) -> LookedUp:
+        """See `Store.look_up`."""
+        ...
+
+    async def write(self, changes: Changes) -> Written:
+        """See `Store.write`."""
+        ...
+
+    async def settings(self) -> Mapping[str, str]:
+        """See `Store.settings`."""
+        ...
+
+    async def first_rest(self, retention: timedelta) -> datetime | None:
+        """See `Store.first_rest`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -87,7 +112,7 @@ class Applied:
 
 async def apply(
     items: Sequence[Item],
-    store: Store,
+    store: BatchStore,
     limits: Limits,
     seed: bytes,
     load: Load = NO_LOAD,
@@ -117,7 +142,8 @@ async def apply(
     idle = _idle(steps, inputs)
     changes, messages = _changes(steps, chats, look, idle)
     writes = len(idle) < len(steps)
-    skipped, repeated = await store.write(changes) if writes else Written(set(), set())
+    result = await store.write(changes) if writes else None
+    skipped, repeated = (result.skipped, result.repeated) if result else (set(), set())
     written = [taken for taken in steps if taken.chat.chat_id not in skipped]
     for taken in written:
         _log(taken)
@@ -134,18 +160,15 @@ async def apply(
 
 
 async def _alarms_for_rests(
-    written: Sequence[Step], before: Mapping[str, Chat], look: Look, store: Store
+    written: Sequence[Step], before: Mapping[str, Chat], look: Look, store: BatchStore
 ) -> set[datetime]:
     """Return when workers have to look at the workspaces that rest, if some have come to rest now.
 
     One alarm is enough for all: when it rings, the next one is set.
     """
-    keep = retention(look.settings)
-    if keep is None:
-        return set()
     found = ((rests_since(s.chat), rests_since(before[s.chat.chat_id])) for s in written)
     new = [now for now, earlier in found if now is not None and now != earlier]
-    if not new:
+    if not new or (keep := retention(await store.settings())) is None:
         return set()
     first = min(new) + keep
     if first > look.now:
@@ -162,6 +185,13 @@ def _idle(steps: Sequence[Step], inputs: Sequence[Input]) -> set[str]:
 
 def _is_activity(item: Input) -> bool:
     return isinstance(item, InboundEvent) and isinstance(item.event.data, events.AgentActivity)
+
+
+def _is_new_fact(item: Input) -> bool:
+    """Return whether it is a provisioner's or agent's fact that no worker has received before."""
+    if not isinstance(item, InboundEvent) or item.redelivered:
+        return False
+    return isinstance(item.event.data, events.ProvisionerFact | events.AgentFact)
 
 
 def asks(item: Item) -> bool:
@@ -216,7 +246,7 @@ def _wanted(inputs: Sequence[Input], dead: Mapping[CallKey, Dead]) -> Wanted:
         waiting=may_move,
         waiting_unless_joined=chats - may_move,
         provisioners={name for item in inputs if (name := _sender(item))},
-        settings={RETENTION},
+        facts_only=chats - {item.chat_id for item in inputs if not _is_new_fact(item)},
     )
 
 
@@ -245,7 +275,7 @@ def _loaded(chats: Mapping[str, Chat], look: Look) -> dict[str, Loaded]:
 
 
 async def _look_up(
-    inputs: Sequence[Input], chats: Mapping[str, Chat], look: Look, store: Store, known: Known
+    inputs: Sequence[Input], chats: Mapping[str, Chat], look: Look, store: BatchStore, known: Known
 ) -> Known:
     """Add to `known` the templates, names and settings that the steps need, if they need any."""
     facts = [item.event for item in inputs if isinstance(item, InboundEvent)]

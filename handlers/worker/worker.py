@@ -36,6 +36,7 @@ from handlers.worker.recovery.republisher import FACT_STREAMS, Republisher
 from handlers.worker.recovery.restore import RestoreReconciler
 from handlers.worker.recovery.stream_watch import StreamWatch
 from handlers.worker.relay import Relay
+from handlers.worker.remembered import Remembered
 from statemachine.chat import Limits
 from statemachine.step import PresenceExpired
 from statemachine.store import Store, StoreUnavailableError
@@ -97,6 +98,7 @@ class Worker:
     _superseded_agents: SupersededAgents = field(init=False)
     _committer: Committer = field(init=False)
     _bell: Bell = field(init=False)
+    _remembered: Remembered = field(init=False)
     _prepared: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -113,6 +115,7 @@ class Worker:
         self._superseded_agents = SupersededAgents(store, bus)
         self._committer = Committer(store, self.problems)
         self._bell = Bell(store)
+        self._remembered = Remembered(store)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -267,7 +270,9 @@ class Worker:
         load = self.load.load(sample=any(asks(item) for _, item in items))
 
         async def apply_items(some: Sequence[Item]) -> Applied:
-            return await apply(some, self.store, self.limits, os.urandom(16), load, self.noticed)
+            return await apply(
+                some, self._remembered, self.limits, os.urandom(16), load, self.noticed
+            )
 
         result = await self._committer.commit(items, apply_items)
         if result.postponed:

@@ -86,13 +86,18 @@ class DueAlarms:
     """The first time for which an alarm is stored and that has not come."""
 
 
-class Written(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Written:
     """The result of `Store.write`."""
 
     skipped: set[str]
-    """The chats that were not written, with everything that belongs to them, because their rows had changed."""
+    """The chats that were not written, with everything that belongs to them: see `Store.write`."""
     repeated: set[str]
     """Chats with an alarm among `Changes.handled` that was handled before, by another worker or in an earlier try."""
+    now: datetime
+    """The database's time."""
+    row_version: int
+    """The version that the rows of the chats have now that were written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,8 @@ class Changes:
 
     A chat that is not named here is written whatever the version of its row is.
     """
+    unbound: AbstractSet[str] = frozenset()
+    """Names of provisioners that must not be bound to a pool."""
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -161,8 +168,8 @@ class Wanted:
     """Chats whose open calls are needed unless new calls only join (`Chat.calls_only_join`)."""
     provisioners: AbstractSet[str] = frozenset()
     """Names of provisioners whose pools are needed."""
-    settings: AbstractSet[str] = frozenset()
-    """Names of operators' settings."""
+    facts_only: AbstractSet[str] = frozenset()
+    """Those of `chats` that only new facts concern. A caller may remember them instead: `write` compares."""
 
 
 @dataclass(slots=True)
@@ -187,7 +194,6 @@ class Look:
     """Calls whose cancellation arrived before them."""
     pools: dict[str, str] = field(default_factory=dict)
     """The pool that each provisioner is bound to, by the provisioner's name."""
-    settings: dict[str, str] = field(default_factory=dict)
 
 
 NO_ROW: Final = 0
@@ -756,7 +762,10 @@ class Store(Protocol):
         ...
 
     async def write(self, changes: Changes) -> Written:
-        """Write and commit, in one statement, the changes of all chats whose rows have the versions named there.
+        """Write and commit, in one statement, the changes of all chats for which what the caller assumed is true.
+
+        A chat is skipped if its row has another version than the one that is named, or if one of its events was applied
+        before. All chats are skipped if a name of `Changes.unbound` is bound to a pool.
 
         Raises TransientError for deadlocks and timeouts, and when another chat of an owner got the same name at
         the same time; WorkRefusedError, StoreUnavailableError. An error of the database that blames the data

@@ -10,12 +10,11 @@ from typing import Any, Final
 from uuid import uuid4
 
 import asyncpg
-from msgspec import Raw
 from pydantic_core import to_json
 
 from statemachine import codec
 from statemachine.calls import Answered, Call, StoredCall, call_from_json, call_to_json
-from statemachine.chat import JOINED_STATES, Chat, chat_from_json
+from statemachine.chat import JOINED_STATES, Chat, chat_from_json, chat_to_json
 from statemachine.events import DeleteRequested, Event, event_digest
 from statemachine.lookups import Lookups
 from statemachine.step import Entry, WorkspaceName
@@ -79,8 +78,8 @@ execution, which takes longer than the statement itself, and a plan that was mad
 stay in use when it is large.
 """
 _JOINED: Final = sorted(map(str, JOINED_STATES))
-_OF_FACTS: Final = 5
-"""The first arguments of `write`, which `write_facts` has: chats, log entries, identities, calls, alarms."""
+_OF_FACTS: Final = 10
+"""How many of the arguments of `write` belong to `write_facts` too."""
 _SETTINGS: Final = (
     "select set_config(name, value, false) from unnest($1::text[], $2::text[]) as l(name, value)"
 )
@@ -163,7 +162,6 @@ class PostgresStore:
             list(wanted.waiting),
             list(wanted.chats),
             list(wanted.provisioners),
-            list(wanted.settings),
         ]
         if wanted.calls or wanted.waiting_unless_joined:
             arguments += columns(list(wanted.calls), 2)
@@ -190,8 +188,10 @@ class PostgresStore:
             # The changes are committed. If this fails, the next cancellation makes up for it.
             with suppress(StoreUnavailableError):
                 await self._fetch("forget_cancellations")
+        (of_all,) = (row for row in rows if row["chat_id"] is None)
         skipped = {row["chat_id"] for row in rows if row["skipped"]}
-        return Written(skipped, {row["chat_id"] for row in rows if not row["skipped"]})
+        repeated = {row["chat_id"] for row in rows if row["skipped"] is False}
+        return Written(skipped, repeated, of_all["now"], of_all["row_version"])
 
     async def due_alarms(
         self,
@@ -311,8 +311,6 @@ def _look_from_rows(rows: Rows, chat_ids: AbstractSet[str]) -> Look:
                 look.canceled.add(CallKey(row["chat_id"], row["call_id"]))
             case "bound":
                 look.pools[row["call_id"]] = row["chat_id"]
-            case "setting":
-                look.settings[row["chat_id"]] = row["call_id"]
             case _:
                 stored = call_from_row(row)
                 look.calls[CallKey(stored.call.chat_id, stored.call.call_id)] = stored
@@ -324,8 +322,8 @@ def _look_from_rows(rows: Rows, chat_ids: AbstractSet[str]) -> Look:
 # -- changes as rows ------------------------------------------------------------------------------
 
 
-def _write_arguments(changes: Changes) -> list[str]:
-    """Return the arguments of the statement `write`: the rows of the tables that it writes."""
+def _write_arguments(changes: Changes) -> list[Any]:
+    """Return the arguments of the statement `write`: rows as JSON, and beside them the documents of these rows."""
     versions = changes.row_versions
     chats = chat_rows(changes.chats, versions)
     chats += [{"chat_id": c, "row_version": versions.get(c)} for c in changes.unchanged]
@@ -333,7 +331,6 @@ def _write_arguments(changes: Changes) -> list[str]:
         {
             "chat_id": chat_id,
             "seq": entry.seq,
-            "event": Raw(codec.written(entry.event)),
             "outcome": entry.outcome,
             "state_before": entry.state_before,
             "state_after": entry.state_after,
@@ -352,12 +349,8 @@ def _write_arguments(changes: Changes) -> list[str]:
             "chat_id": stored.call.chat_id,
             "call_id": stored.call.call_id,
             "ord": stored.call.order,
-            "body": Raw(call_to_json(stored.call).encode()),
             "asked_at": stored.call.asked_at,
             "is_error": stored.answer.is_error if stored.answer else None,
-            "result": Raw(to_json(stored.answer.result, inf_nan_mode="null"))
-            if stored.answer
-            else None,
         }
         for stored in changes.calls
     ]
@@ -377,20 +370,28 @@ def _write_arguments(changes: Changes) -> list[str]:
         {**name._asdict(), "deleted": (name.workspace_id, name.chat_id) in freed}
         for name in changes.names
     ]
-    tables: tuple[list[dict[str, Any]], ...] = (
-        chats,
-        entries,
-        identities,
-        calls,
-        [{"at": alarm.at, "chat_id": alarm.chat_id} for alarm in changes.alarms],
-        [alarm._asdict() for alarm in changes.handled if alarm not in alarms],
-        names,
-        [{"workspace_id": workspace, "chat_id": chat} for workspace, chat in changes.freed],
-        jobs,
-        [key._asdict() for key in changes.cancellations],
-        [{"build_id": build, "chat_id": chat} for build, chat in changes.unneeded_jobs],
-    )
-    return [json_rows(rows) for rows in tables]
+    return [
+        json_rows(chats),
+        [*map(chat_to_json, changes.chats), *[None] * len(changes.unchanged)],
+        json_rows(entries),
+        [codec.written(entry.event).decode() for _, entry in changes.entries],
+        json_rows(identities),
+        json_rows(calls),
+        [call_to_json(stored.call) for stored in changes.calls],
+        [_result_to_json(stored.answer) for stored in changes.calls],
+        json_rows([alarm._asdict() for alarm in changes.alarms]),
+        list(changes.unbound),
+        json_rows([alarm._asdict() for alarm in changes.handled if alarm not in alarms]),
+        json_rows(names),
+        json_rows([{"workspace_id": w, "chat_id": chat} for w, chat in changes.freed]),
+        json_rows(jobs),
+        json_rows([key._asdict() for key in changes.cancellations]),
+        json_rows([{"build_id": b, "chat_id": chat} for b, chat in changes.unneeded_jobs]),
+    ]
+
+
+def _result_to_json(answer: Answered | None) -> str | None:
+    return None if answer is None else to_json(answer.result, inf_nan_mode="null").decode()
 
 
 # -- the sample of `probe_write` ------------------------------------------------------------------

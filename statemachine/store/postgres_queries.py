@@ -69,13 +69,12 @@ def json_rows(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def chat_rows(chats: Sequence[Chat], row_versions: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return the rows of chats, each with the version of the row that it replaces, or None."""
+    """Return the rows of chats without snapshots, each with the version of the row that it replaces, or None."""
     return [
         {
             "chat_id": chat.chat_id,
             **chat_columns(chat),
             **rest_columns(chat),
-            "snapshot": chat,
             "row_version": row_versions.get(chat.chat_id),
         }
         for chat in chats
@@ -615,8 +614,10 @@ class PostgresAudit:
 
     async def rebuild(self, chats: Sequence[Chat], row_versions: Mapping[str, int]) -> set[str]:
         """Replace snapshots; return the ids of the chats whose rows had not changed since `chat_rows`."""
-        rows = await self._fetch("rebuild_chats", json_rows(chat_rows(chats, row_versions)))
-        return {row["chat_id"] for row in rows}
+        rows = zip(chat_rows(chats, row_versions), chats, strict=True)
+        arguments = json_rows([{**row, "snapshot": chat} for row, chat in rows])
+        rebuilt = await self._fetch("rebuild_chats", arguments)
+        return {row["chat_id"] for row in rebuilt}
 
     async def logs(
         self, first: str | None = None, last: str | None = None, *, after: int = 0

@@ -1,8 +1,8 @@
 -- name: look
 -- Everything that a batch reads about its chats, as of one moment: snapshots with the versions of their rows, known
--- events, open calls, the pools that senders are bound to, settings, and, if the batch has requests, calls by key, open
+-- events, open calls, the pools that senders are bound to, and, if the batch has requests, calls by key, open
 -- calls of other chats, and cancellations of the last ten minutes that came before their call. Open calls are read of the
--- chats $3, and of the chats $9 that are not in a state of $10.
+-- chats $3, and of the chats $8 that are not in a state of $9.
 select 'now' as kind, null as chat_id, null::bytea as digest, null as call_id, null::jsonb as body,
        null::boolean as is_error, null::jsonb as result, null::bigint as row_version, clock_timestamp() as now
 union all
@@ -10,26 +10,31 @@ select 'chat', chat_id::text, null, null, snapshot, null, null, xmin::text::bigi
 from chat where chat_id = any($4::uuid[])
 union all
 select 'known', chat_id::text, digest, null, null, null, null, null, null
-from event_identity join unnest($1::uuid[], $2::bytea[]) as k(chat_id, digest) using (chat_id, digest)
+from unnest($1::uuid[], $2::bytea[]) as k(chat_id, digest) cross join lateral (
+    select from event_identity e where e.chat_id = k.chat_id and e.digest = k.digest limit 1
+) as found
 union all
 select 'waiting', null, null, null, body, null, null, null, null
 from call where chat_id = any($3::uuid[]) and resolved_at is null
 union all
 select 'bound', pool, null, name, null, null, null, null, null from provisioner_name where name = any($5::text[])
-union all
-select 'setting', key, null, value, null, null, null, null, null from setting where key = any($6::text[])
 -- not for facts
 union all
-select 'call', null, null, null, c.body, c.is_error, c.result, null, null
-from call c join unnest($7::uuid[], $8::text[]) as k(chat_id, call_id) using (chat_id, call_id)
+select 'call', null, null, null, found.body, found.is_error, found.result, null, null
+from unnest($6::uuid[], $7::text[]) as k(chat_id, call_id) cross join lateral (
+    select * from call c where c.chat_id = k.chat_id and c.call_id = k.call_id limit 1
+) as found
 union all
 select 'waiting', null, null, null, call.body, null, null, null, null
 from chat join call using (chat_id)
-where chat.chat_id = any($9::uuid[]) and chat.state <> all($10::text[]) and call.resolved_at is null
+where call.chat_id = any($8::uuid[]) and chat.chat_id = any($8::uuid[]) and chat.state <> all($9::text[])
+  and call.resolved_at is null
 union all
-select 'canceled', c.chat_id::text, null, c.call_id, null, null, null, null, null
-from cancellation c join unnest($7::uuid[], $8::text[]) as k(chat_id, call_id) using (chat_id, call_id)
-where c.at > clock_timestamp() - interval '10 minutes'
+select 'canceled', k.chat_id::text, null, k.call_id, null, null, null, null, null
+from unnest($6::uuid[], $7::text[]) as k(chat_id, call_id) cross join lateral (
+    select at from cancellation c where c.chat_id = k.chat_id and c.call_id = k.call_id limit 1
+) as found
+where found.at > clock_timestamp() - interval '10 minutes'
 -- end
 
 -- name: lock
@@ -69,27 +74,49 @@ where workspace_id = any($6::uuid[])
 select key, value from setting
 
 -- name: write
--- Everything that a batch writes, in one statement; each parameter holds the rows of one table as a JSON array. A chat
--- is skipped, with all that belongs to it, if its row is not the version that the caller read (0 for a chat that did
--- not exist, null to write it in any case): another statement has changed it. Rows are locked in the order of their
--- ids, before any is inserted, so two batches can't deadlock. A chat without a snapshot is only compared and locked. A
--- call is inserted when it arrives and updated while it is open; an answered one is only marked as in conflict. If two statements give the same name to workspaces of
--- one owner, the index workspace_requested_name makes the later one fail. Old jobs are deleted when another one is
--- written; rows that another statement has locked are left.
+-- Everything that a batch writes, in one statement; most parameters hold the rows of one table as a JSON array, and
+-- documents are arrays beside them, which is cheaper. A chat is skipped, with all that belongs to it, if another statement
+-- has changed its row since the caller read it: row_version is the version that was read, 0 for a chat that did not
+-- exist, null to write it in any case. It is also skipped if one of its events was applied before. All chats are skipped
+-- if a provisioner of $10 is bound to a pool.
+-- Rows are locked in the order of their ids, before any is inserted, so two batches can't deadlock. A chat without a
+-- snapshot is only compared and locked. A call is inserted when it arrives and updated while it is open; an answered one is
+-- only marked as in conflict. If two statements give the same name to workspaces of one owner, the index
+-- workspace_requested_name makes the later one fail. Old jobs are deleted when another one is written; rows that another
+-- statement has locked are left. Rows are found one by one (lateral) or by all keys (any), so that no join reads a whole
+-- table. They are not found by their ctid: a row that changed while the statement waited for its lock has another one.
 with given as materialized (
-    select * from json_to_recordset($1::json)
-        as n(chat_id uuid, version bigint, state text, organization_id uuid, owner_id uuid, workspace_id uuid,
-             wakes boolean, rests_since timestamptz, has_previous boolean, snapshot jsonb, row_version bigint)
+    select * from rows from (
+        unnest($2::jsonb[]),
+        json_to_recordset($1::json) as (
+            chat_id uuid, version bigint, state text, organization_id uuid, owner_id uuid, workspace_id uuid,
+            wakes boolean, rests_since timestamptz, has_previous boolean, row_version bigint)
+    ) as n(snapshot)
+), events as materialized (
+    select chat_id, decode(digest, 'hex') as digest from json_to_recordset($5::json) as n(chat_id uuid, digest text)
+), known as materialized (
+    select chat_id from events cross join lateral (
+        select from event_identity e where e.chat_id = events.chat_id and e.digest = events.digest limit 1
+    ) as found
 ), unchanged as materialized (
-    select chat.chat_id from chat join given using (chat_id)
-    where given.row_version is null or chat.xmin::text::bigint = given.row_version
-    order by chat.chat_id for update of chat
+    select given.* from (
+        select * from given
+        where chat_id not in (select chat_id from known)
+          and not exists (select from provisioner_name where name = any($10::text[]))
+        order by chat_id
+    ) as given cross join lateral (
+        select from chat
+        where chat.chat_id = given.chat_id
+          and (given.row_version is null or chat.xmin::text::bigint = given.row_version)
+        for update
+    ) as found
 ), created as (
     insert into chat (chat_id, version, state, organization_id, owner_id, workspace_id, wakes, rests_since, has_previous,
                       snapshot)
     select chat_id, version, state, organization_id, owner_id, workspace_id, wakes, rests_since, has_previous, snapshot
     from given
     where coalesce(row_version, 0) = 0 and chat_id not in (select chat_id from unchanged)
+      and not exists (select from provisioner_name where name = any($10::text[]))
     order by chat_id
     on conflict do nothing returning chat_id
 ), skipped as materialized (
@@ -99,24 +126,28 @@ with given as materialized (
     update chat set version = n.version, state = n.state, organization_id = n.organization_id,
         owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
         rests_since = n.rests_since, has_previous = n.has_previous, snapshot = n.snapshot, updated_at = clock_timestamp()
-    from given n
-    where chat.chat_id = n.chat_id and chat.chat_id in (select chat_id from unchanged) and n.snapshot is not null
+    from unchanged n
+    where chat.chat_id = any(array(select chat_id from unchanged)) and chat.chat_id = n.chat_id and n.snapshot is not null
 ), entries as (
     insert into event_log (chat_id, seq, event, outcome, state_before, state_after, version, at, cause, deadline)
-    select * from json_to_recordset($2::json)
-        as n(chat_id uuid, seq bigint, event jsonb, outcome text, state_before text, state_after text,
-             version bigint, at timestamptz, cause jsonb, deadline timestamptz)
+    select chat_id, seq, event, outcome, state_before, state_after, version, at, cause, deadline from rows from (
+        unnest($4::jsonb[]),
+        json_to_recordset($3::json) as (
+            chat_id uuid, seq bigint, outcome text, state_before text, state_after text, version bigint, at timestamptz,
+            cause jsonb, deadline timestamptz)
+    ) as n(event)
     where chat_id not in (select chat_id from skipped)
 ), identities as (
     insert into event_identity (chat_id, digest)
-    select chat_id, decode(digest, 'hex') from json_to_recordset($3::json) as n(chat_id uuid, digest text)
-    where chat_id not in (select chat_id from skipped)
+    select chat_id, digest from events where chat_id not in (select chat_id from skipped)
 ), calls as (
     insert into call (chat_id, call_id, ord, body, asked_at, resolved_at, is_error, result)
     select n.chat_id, n.call_id, n.ord, n.body, n.asked_at,
            case when n.result is null then null else clock_timestamp() end, n.is_error, n.result
-    from json_to_recordset($4::json)
-        as n(chat_id uuid, call_id text, ord bigint, body jsonb, asked_at timestamptz, is_error boolean, result jsonb)
+    from rows from (
+        unnest($7::jsonb[]), unnest($8::jsonb[]),
+        json_to_recordset($6::json) as (chat_id uuid, call_id text, ord bigint, asked_at timestamptz, is_error boolean)
+    ) as n(body, result)
     where n.chat_id not in (select chat_id from skipped)
     on conflict (chat_id, call_id) do update
     set body = excluded.body, resolved_at = excluded.resolved_at,
@@ -127,61 +158,73 @@ with given as materialized (
           and not call.body @> '{"conflict": true}'
 ), alarms as (  -- an alarm of the same time that is being deleted must stay: see delete_alarms
     insert into alarm (at, chat_id)
-    select at, chat_id from json_to_recordset($5::json) as n(at timestamptz, chat_id uuid)
+    select at, chat_id from json_to_recordset($9::json) as n(at timestamptz, chat_id uuid)
     where chat_id not in (select chat_id from skipped)
     order by at, chat_id
     on conflict (at, chat_id) do update set handled_at = null
 -- not for facts
 ), rung as materialized (
-    select alarm.at, alarm.chat_id, alarm.handled_at
-    from alarm join json_to_recordset($6::json) as n(at timestamptz, chat_id uuid) using (at, chat_id)
-    where alarm.chat_id not in (select chat_id from skipped)
-    order by alarm.at, alarm.chat_id for update of alarm
+    select found.* from (
+        select * from json_to_recordset($11::json) as n(at timestamptz, chat_id uuid)
+        where chat_id not in (select chat_id from skipped) order by at, chat_id
+    ) as n cross join lateral (
+        select * from alarm where alarm.at = n.at and alarm.chat_id = n.chat_id for update
+    ) as found
 ), handled as (
     update alarm set handled_at = clock_timestamp() from rung
-    where alarm.at = rung.at and alarm.chat_id = rung.chat_id
+    where alarm.at = any(array(select at from rung)) and alarm.chat_id = any(array(select chat_id from rung))
+      and alarm.at = rung.at and alarm.chat_id = rung.chat_id
 ), names as (
     insert into workspace (workspace_id, chat_id, owner_id, name, requested, deleted_at)
     select workspace_id, chat_id, owner_id, name, requested, case when deleted then clock_timestamp() end
-    from json_to_recordset($7::json)
+    from json_to_recordset($12::json)
         as n(workspace_id uuid, chat_id uuid, owner_id uuid, name text, requested boolean, deleted boolean)
     where chat_id not in (select chat_id from skipped)
     order by owner_id, lower(name)
     on conflict (workspace_id) do nothing
+), gone as materialized (
+    select * from json_to_recordset($13::json) as n(workspace_id uuid, chat_id uuid)
+    where chat_id not in (select chat_id from skipped)
 ), freed as (
-    update workspace set deleted_at = clock_timestamp()
-    from json_to_recordset($8::json) as n(workspace_id uuid, chat_id uuid)
-    where workspace.workspace_id = n.workspace_id and workspace.chat_id = n.chat_id and deleted_at is null
-      and n.chat_id not in (select chat_id from skipped)
+    update workspace set deleted_at = coalesce(deleted_at, clock_timestamp()) from gone
+    where workspace.workspace_id = any(array(select workspace_id from gone))
+      and workspace.workspace_id = gone.workspace_id and workspace.chat_id = gone.chat_id
 ), wanted as materialized (
-    select * from json_to_recordset($9::json)
+    select * from json_to_recordset($14::json)
         as n(build_id uuid, chat_id uuid, subject text, payload text, not_after timestamptz, unneeded boolean)
 ), forgotten as (
-    delete from job where exists (select from wanted) and build_id in (
-        select build_id from job where not_after < clock_timestamp() - interval '1 day'
-        limit 1000 for update skip locked
-    )
+    delete from job where build_id = any(array(
+        select build_id from job
+        where not_after < statement_timestamp() - interval '1 day' and exists (select from wanted)
+        order by not_after limit 1000 for update skip locked
+    ))
 ), jobs as (
     insert into job (build_id, chat_id, subject, payload, not_after, published, unneeded)
     select build_id, chat_id, subject, convert_to(payload, 'UTF8'), not_after, false, unneeded from wanted
     where chat_id not in (select chat_id from skipped)
     on conflict do nothing
+), canceled as materialized (
+    select * from json_to_recordset($16::json) as n(build_id uuid, chat_id uuid)
+    where chat_id not in (select chat_id from skipped)
 ), unneeded as (
-    update job set unneeded = true from json_to_recordset($11::json) as n(build_id uuid, chat_id uuid)
-    where job.build_id = n.build_id and job.chat_id = n.chat_id and n.chat_id not in (select chat_id from skipped)
+    update job set unneeded = true from canceled
+    where job.build_id = any(array(select build_id from canceled))
+      and job.build_id = canceled.build_id and job.chat_id = canceled.chat_id
 ), cancellations as (
     insert into cancellation (chat_id, call_id, at)
     select chat_id, call_id, clock_timestamp()
-    from json_to_recordset($10::json) as n(chat_id uuid, call_id text)
+    from json_to_recordset($15::json) as n(chat_id uuid, call_id text)
     where chat_id not in (select chat_id from skipped)
     on conflict (chat_id, call_id) do update set at = excluded.at
 -- end
 )
-select chat_id::text as chat_id, true as skipped from skipped
+select chat_id::text as chat_id, true as skipped, null::timestamptz as now, null::bigint as row_version from skipped
 -- not for facts
 union all
-select distinct chat_id::text, false from rung where handled_at is not null
+select distinct chat_id::text, false, null::timestamptz, null::bigint from rung where handled_at is not null
 -- end
+union all  -- after the rest, because the statement may have waited for locks
+select null, null, clock_timestamp(), pg_current_xact_id()::xid::text::bigint
 
 -- name: ripen
 -- Stores alarms for the first $1 chats whose workspaces have rested for $2, without those of the chats $3: the alarms make
@@ -208,15 +251,18 @@ with due as materialized (
     where at <= statement_timestamp() and chat_id <> all($2::uuid[])
       and (handled_at is null or handled_at < statement_timestamp() - $3 * interval '1 second')
     order by at, chat_id limit $1
+), existing as materialized (
+    select chat_id from chat where chat_id = any(array(select chat_id from due))
 ), resting as (
-    select chat.chat_id from chat join due using (chat_id) where not chat.wakes
-      and ($4::interval is null or coalesce(chat.rests_since > statement_timestamp() - $4::interval, true))
-    for share of chat skip locked
+    select chat_id from chat where chat_id = any(array(select chat_id from due)) and not wakes
+      and ($4::interval is null or coalesce(rests_since > statement_timestamp() - $4::interval, true))
+    for share skip locked
 ), deleted as (
     delete from alarm using due
-    where alarm.at = due.at and alarm.chat_id = due.chat_id
+    where alarm.at = any(array(select at from due)) and alarm.chat_id = any(array(select chat_id from due))
+      and alarm.at = due.at and alarm.chat_id = due.chat_id
       and (due.handled_at is null and due.chat_id in (select chat_id from resting)
-           or not exists (select from chat where chat.chat_id = due.chat_id))
+           or due.chat_id not in (select chat_id from existing))
     returning alarm.at, alarm.chat_id
 )
 select statement_timestamp() as now, (select count(*) from due) as found,
@@ -233,11 +279,16 @@ from (select) as one left join (
 -- An alarm that a statement has stored again meanwhile is not handled, and stays. Rows are locked in the order in which
 -- `write` locks them.
 with given as materialized (
-    select alarm.at, alarm.chat_id
-    from alarm join unnest($1::timestamptz[], $2::uuid[]) as n(at, chat_id) using (at, chat_id)
-    where alarm.handled_at is not null or $3 order by alarm.at, alarm.chat_id for update of alarm
+    select found.* from (
+        select * from unnest($1::timestamptz[], $2::uuid[]) as n(at, chat_id) order by at, chat_id
+    ) as n cross join lateral (
+        select at, chat_id from alarm
+        where alarm.at = n.at and alarm.chat_id = n.chat_id and (handled_at is not null or $3) for update
+    ) as found
 )
-delete from alarm using given where alarm.at = given.at and alarm.chat_id = given.chat_id
+delete from alarm using given
+where alarm.at = any($1::timestamptz[]) and alarm.chat_id = any($2::uuid[])
+  and alarm.at = given.at and alarm.chat_id = given.chat_id
 
 -- name: forget_cancellations
 -- Deletes cancellations whose call did not arrive in time, when another cancellation is written.
@@ -632,7 +683,8 @@ from job where chat_id = any($1::uuid[]) and not published and not unneeded
 
 -- name: mark_published
 update job set published = true, sequence = coalesce(n.sequence, job.sequence)
-from unnest($1::uuid[], $2::bigint[]) as n(build_id, sequence) where job.build_id = n.build_id
+from unnest($1::uuid[], $2::bigint[]) as n(build_id, sequence)
+where job.build_id = any($1::uuid[]) and job.build_id = n.build_id
 returning job.chat_id::text as chat_id, job.unneeded
 
 -- name: unneeded_jobs

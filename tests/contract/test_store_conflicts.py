@@ -205,6 +205,53 @@ async def test_writes_of_the_same_chats_in_any_order_do_not_deadlock(
         assert len(await shelf.store.chats.log(chat_id)) == 1
 
 
+async def test_a_chat_is_skipped_if_one_of_its_events_was_applied_before(shelf: Shelf) -> None:
+    """The caller did not look the event up, because it remembers the chat."""
+    applied, other = uid(), uid()
+    await write(shelf.store, Changes(identities=[(applied, digest("next"))]), new=[applied, other])
+    seen = await shelf.store.look(Wanted(frozenset((applied, other))))
+
+    written = await shelf.store.write(next_changes(seen, applied, other))
+
+    assert written.skipped == {applied}
+    assert await shelf.store.chats.log(applied) == []
+    assert len(await shelf.store.chats.log(other)) == 1
+
+
+async def test_nothing_is_written_if_a_name_is_bound_that_counts_as_not_bound(shelf: Shelf) -> None:
+    known, new = uid(), uid()
+    await write(shelf.store, Changes(), new=[known])
+    seen = await look(shelf, known, new)
+    changes = next_changes(seen, known, new)
+    changes.unbound = {"p", "q"}
+    await shelf.store.credentials.bind_provisioner("q", "gpu")
+
+    written = await shelf.store.write(changes)
+
+    assert written.skipped == {known, new}
+    await expect_untouched(shelf, known)
+    changes.unbound = {"p"}
+    assert (await shelf.store.write(changes)).skipped == set()
+
+
+async def test_a_write_tells_the_version_of_its_rows_and_the_time(shelf: Shelf) -> None:
+    known, new, untouched = uid(), uid(), uid()
+    await write(shelf.store, Changes(), new=[known, untouched])
+    before = await look(shelf, known, new, untouched)
+    changes = next_changes(before, known, new)
+    changes.unchanged.append(untouched)
+
+    written = await shelf.store.write(changes)
+
+    after = await look(shelf, known, new, untouched)
+    assert after.row_versions == {
+        known: written.row_version,
+        new: written.row_version,
+        untouched: before.row_versions[untouched],
+    }
+    assert before.now <= written.now <= after.now
+
+
 async def test_read_and_write_until_nothing_is_skipped_loses_no_change(shelf: Shelf) -> None:
     chats = [uid() for _ in range(6)]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,15 @@ import pytest
 
 from handlers.embedded import embedded_servers
 from statemachine.chat import Chat
-from statemachine.store import Alarm, Changes, Store, StoreUnavailableError, TransientError
+from statemachine.step import WorkspaceName
+from statemachine.store import (
+    Alarm,
+    Changes,
+    Store,
+    StoredJob,
+    StoreUnavailableError,
+    TransientError,
+)
 from statemachine.store import database as store_database
 from statemachine.store import postgres as postgres_store
 from statemachine.store.database import queries
@@ -46,6 +56,69 @@ async def test_a_page_does_not_read_the_rows_before_it(url: str, name: str) -> N
 
     conditions = [row[0] for row in plan if "Index Cond: " in row[0]]
     assert any("COALESCE($1" in condition for condition in conditions), plan
+
+
+OF_BATCHES = [
+    *(
+        "look",
+        "look_facts",
+        "look_up",
+        "write",
+        "write_facts",
+        "due_alarms",
+        "delete_alarms",
+        "ripen",
+    ),
+    *(
+        "mark_published",
+        "unpublished_jobs",
+        "unneeded_jobs",
+        "mark_taken_back",
+        "answers_of",
+        "first_rest",
+    ),
+]
+FEW_ROWS = {"template", "template_version", "setting", "call_key", "provisioner_name"}
+"""Tables that may be read as a whole."""
+
+
+def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the nodes of a plan that read a table or an index."""
+    if "Scan" in node["Node Type"] and ("Relation Name" in node or "Index Name" in node):
+        yield node
+    for part in node.get("Plans", ()):
+        yield from scans(part)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+async def test_a_batch_reads_no_table_as_a_whole(url: str, rows: int) -> None:
+    """A session may make its plans while the tables are small, and use them when they are large."""
+    db = await asyncpg.connect(url, server_settings=dict(PLANS))
+    whole: list[tuple[str, ...]] = []
+    try:
+        async with connect(url) as store:
+            for _ in range(rows):
+                await store.write(postgres_store._sample_changes(uid()))
+        await db.execute("analyze" if rows else "select 1")
+        for name in OF_BATCHES:
+            statement = queries()[name]
+            arguments = len((await db.prepare(statement)).get_parameters())
+            await db.execute(f"prepare {name} as {statement}")
+            nulls = ", ".join(["null"] * arguments)
+            (plan,) = json.loads(
+                await db.fetchval(f"explain (format json) execute {name}({nulls})")
+            )
+            whole += [
+                (name, scan["Node Type"], scan.get("Relation Name", ""), scan.get("Index Name", ""))
+                for scan in scans(plan["Plan"])
+                if scan.get("Relation Name") not in FEW_ROWS
+                and scan["Node Type"] != "Bitmap Heap Scan"  # its index is a node of its own
+                and not {"Index Cond", "TID Cond"} & scan.keys()
+            ]
+    finally:
+        await db.close()
+
+    assert not whole
 
 
 async def test_every_statement_fits_the_schema(url: str) -> None:
@@ -96,6 +169,57 @@ async def test_a_deadlock_is_a_transient_error(url: str, monkeypatch: pytest.Mon
             with pytest.raises(TransientError):
                 await writing
             await late
+
+
+async def test_a_row_that_changes_while_a_write_waits_for_it_is_written_nevertheless(
+    url: str,
+) -> None:
+    """The server does not see the new version of the row by its place in the table."""
+    chat_id, build_id, workspace_id, owner_id = uid(), uid(), uid(), uid()
+    alarm = Alarm(NOW, chat_id)
+    async with connect(url) as store:
+        given = Changes(
+            jobs=[StoredJob(build_id, chat_id, "s", b"job", NOW)],
+            alarms=[alarm],
+            names=[WorkspaceName(workspace_id, chat_id, owner_id, "blue", requested=True)],
+        )
+        await write(store, given, new=[chat_id])
+        changes = Changes(
+            chats=[newer(chat_id)],
+            unneeded_jobs=[(build_id, chat_id)],
+            handled=[alarm],
+            freed=[(workspace_id, chat_id)],
+        )
+        async with locked(url, chat_id) as other:
+            for change in (
+                "update chat set updated_at = now() where chat_id = $1",
+                "update job set published = true where chat_id = $1",
+                "update alarm set handled_at = 'epoch' where chat_id = $1",
+                "update workspace set name = 'red' where chat_id = $1",
+            ):
+                await other.execute(change, chat_id)
+            writing = asyncio.create_task(store.write(changes))
+            await until_one_waits(url)
+            await other.execute("commit")
+        assert (await writing).skipped == set()
+        db = await asyncpg.connect(url)
+        try:
+            assert await db.fetchval("select version from chat where chat_id = $1", chat_id) > 0
+            assert await db.fetchval("select unneeded from job where chat_id = $1", chat_id)
+            assert await db.fetchval(
+                "select handled_at > $1 from alarm", NOW - timedelta(days=9999)
+            )
+            assert await db.fetchval("select deleted_at is not null from workspace")
+            change = db.transaction()
+            await change.start()
+            await db.execute("update alarm set handled_at = 'epoch' where chat_id = $1", chat_id)
+            deleting = asyncio.create_task(store.delete_alarms([alarm]))
+            await until_one_waits(url)
+            await change.commit()
+            await deleting
+            assert await db.fetchval("select count(*) from alarm") == 0
+        finally:
+            await db.close()
 
 
 async def test_a_connection_lost_during_a_write_is_an_unavailable_store(url: str) -> None:

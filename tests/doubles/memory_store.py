@@ -115,7 +115,6 @@ class MemoryStore:
             {c: calls for c in waiting if (calls := await self.chats.open_calls(c))},
             {key for key in wanted.calls if self.cancellations.get(key, oldest) > oldest},
             {name: bound[name] for name in wanted.provisioners if name in bound},
-            {key: text for key, text in self.setting_values.items() if key in wanted.settings},
         )
 
     async def look_up(
@@ -134,8 +133,9 @@ class MemoryStore:
         kept = _without(changes, skipped)
         self._check_names(kept)
         repeated = {alarm.chat_id for alarm in kept.handled if self.alarms.get(alarm)}
-        self._keep(kept, self.clock())
-        return Written(skipped, repeated)
+        now, row_version = self.clock(), next(self._row_version)
+        self._keep(kept, now, row_version)
+        return Written(skipped, repeated, now, row_version)
 
     async def due_alarms(
         self,
@@ -191,12 +191,18 @@ class MemoryStore:
                 self.alarms.pop(alarm, None)
 
     def changed_rows(self, changes: Changes) -> set[str]:
-        """Return the chats of `changes` whose rows have other versions than those that they name."""
+        """Return the chats of `changes` of which something else is true than what they assume."""
         versions = changes.row_versions
-        return {
+        chats = {*(chat.chat_id for chat in changes.chats), *changes.unchanged}
+        if changes.unbound & self.credentials.bound.keys():
+            return chats
+        changed = {
             chat_id
-            for chat_id in [*(chat.chat_id for chat in changes.chats), *changes.unchanged]
-            if chat_id in versions and self.row_versions.get(chat_id, NO_ROW) != versions[chat_id]
+            for chat_id in chats & versions.keys()
+            if self.row_versions.get(chat_id, NO_ROW) != versions[chat_id]
+        }
+        return changed | {
+            chat_id for chat_id, _ in self.identities.intersection(changes.identities)
         }
 
     def _check_names(self, changes: Changes) -> None:
@@ -211,9 +217,9 @@ class MemoryStore:
             if name.requested and used.setdefault(key, name.workspace_id) != name.workspace_id:
                 raise TransientError("another workspace of the owner got the same name")
 
-    def _keep(self, changes: Changes, now: datetime) -> None:
+    def _keep(self, changes: Changes, now: datetime, row_version: int) -> None:
         for chat in changes.chats:
-            self.put_snapshot(chat)
+            self.put_snapshot(chat, row_version)
         for chat_id, entry in changes.entries:
             cause = msgspec.to_builtins(entry.cause) if entry.cause else None
             row = {name: getattr(entry, name) for name in Entry.__slots__}
@@ -251,10 +257,10 @@ class MemoryStore:
         if stored.answer is not None:
             self.answered_at[key] = now
 
-    def put_snapshot(self, chat: Chat) -> None:
+    def put_snapshot(self, chat: Chat, row_version: int | None = None) -> None:
         """Store a snapshot as a new version of the chat's row."""
         self.snapshots[chat.chat_id] = chat_to_json(chat)
-        self.row_versions[chat.chat_id] = next(self._row_version)
+        self.row_versions[chat.chat_id] = row_version or next(self._row_version)
         self.changed_at[chat.chat_id] = self.clock()
 
     async def settings(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from bus.streams import CONSUMERS, JOB, STREAMS, pool_consumer
 from handlers.runtime import clock
 from handlers.worker.recovery.stream_watch import StreamWatch
 from handlers.worker.relay import Relay
+from handlers.worker.remembered import Remembered
 from handlers.worker.worker import Worker
 from statemachine.chat import Limits, chat_to_json
 from statemachine.replay import Fold
@@ -37,6 +38,7 @@ class Hand:
     def __init__(self, rig: Rig, bus: Bus, store: Store) -> None:
         self._rig = rig
         self.worker = Worker(store, bus, rig.limits)
+        self.worker._remembered = Remembered(store, rig.clock.now)
 
     @property
     def relay(self) -> Relay:

@@ -367,6 +367,7 @@ async def test_a_fact_whose_chat_changes_after_it_was_read_is_applied_to_the_cha
     await send.create(chat)
     await hand.pump()
     job, other, look = rig.job, rig.hand(), MemoryStore.look
+    hand = rig.hand()  # it remembers nothing
 
     async def overtaken(self: MemoryStore, *wanted: Any) -> Look:
         seen = await look(self, *wanted)
