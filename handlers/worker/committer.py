@@ -152,8 +152,10 @@ class Committer:
                     await self._give_up(batch, group, error)
             else:
                 batch.groups.popleft()
-                again = [read for read in group if chat_of(read[1]) in applied.again]
-                done = [read for read in group if chat_of(read[1]) not in applied.again]
+                again, done = list[Read](), group
+                if applied.again:
+                    again = [read for read in group if chat_of(read[1]) in applied.again]
+                    done = [read for read in group if chat_of(read[1]) not in applied.again]
                 batch.result.add(done, applied)
                 await self._report_success(done)
                 if again:
@@ -278,9 +280,12 @@ class Committer:
             self._noted |= chat_ids
 
     async def _report_success(self, group: Sequence[Read]) -> None:
-        self._problems.clear("database")
-        for delivery, _ in group:
-            self._problems.clear("database", _position(delivery))
+        if self._problems.of("database") is not None:
+            self._problems.clear("database")
+            for delivery, _ in group:
+                self._problems.clear("database", _position(delivery))
+        if not self._noted:
+            return
         if over := self._noted & {chat_of(item) or "" for _, item in group}:
             self._noted -= over
             with suppress(StoreUnavailableError):

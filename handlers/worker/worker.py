@@ -28,6 +28,7 @@ from handlers.worker.committer import (
     CommitResult,
     Committer,
     Problems,
+    Read,
 )
 from handlers.worker.deliveries import Item, read
 from handlers.worker.publications import Lane
@@ -47,6 +48,8 @@ BATCH: Final = 256
 """Maximum number of deliveries in a batch. Under light load, a batch has one."""
 PREFETCH: Final = 2 * BATCH
 """How many deliveries may be on their way, so that the next batch arrives while the worker is busy with one."""
+IN_HAND: Final = 3
+"""How many batches are worked on: one is published while the next is committed, and one may wait between."""
 Position = tuple[str, int]
 """The stream and the sequence of a delivery."""
 
@@ -100,6 +103,13 @@ class Worker:
     _bell: Bell = field(init=False)
     _remembered: Remembered = field(init=False)
     _prepared: asyncio.Event = field(default_factory=asyncio.Event)
+    _free_hands: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(IN_HAND))
+    _committing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Batches are committed in the order in which they arrived."""
+    _in_hand: set[Position] = field(default_factory=set)
+    """The messages of the batches that are being committed or published."""
+    _failures: int = 0
+    """How many batches could not be published."""
 
     def __post_init__(self) -> None:
         store, bus = self.store, self.bus
@@ -178,8 +188,7 @@ class Worker:
         ):
             self.ready.set()
             log.info("worker is ready")
-            backoff = Backoff()
-            publishing, in_hand = group.create_task(_published()), set[Position]()
+            backoff, previous = Backoff(), group.create_task(_nothing())
             while True:
                 try:
                     deliveries = await pull.next(BATCH)
@@ -189,22 +198,35 @@ class Worker:
                     await backoff.wait()
                     continue
                 backoff.reset()
+                await self._free_hands.acquire()
                 await self.gate.opened.wait()
-                # Commit a batch while the previous one is being published, but publish them in
-                # order. If the previous batch could not be published, this one is not published
-                # either, and both are redelivered in order. Skip a redelivered message whose batch
-                # is being published now: it will soon be acked.
-                new = [d for d in deliveries if (d.stream, d.sequence) not in in_hand]
-                batch = await self.commit(new)
-                if await publishing and batch is not None:
-                    publishing = group.create_task(self._publish_and_follow(batch))
-                    in_hand = {
-                        (d.stream, d.sequence)
-                        for d in batch.deliveries
-                        if not isinstance(d, ChatAlarm)  # its message may be needed again
-                    }
-                else:
-                    publishing, in_hand = group.create_task(_published()), set()
+                # Skip a redelivered message whose batch is still in hand: it will soon be acked.
+                new = [d for d in deliveries if _position(d) not in self._in_hand]
+                self._in_hand |= {_position(delivery) for delivery in new}
+                previous = group.create_task(self._handle(new, previous, self._failures))
+
+    async def _handle(
+        self, deliveries: Sequence[Delivery], previous: asyncio.Task[None], failures: int
+    ) -> None:
+        """Commit a batch, and publish it after the previous one.
+
+        If a batch can't be published, neither are the batches that had begun by then, and NATS redelivers them all in
+        order. `failures`: the value of `_failures` when this batch began.
+        """
+        positions = {_position(delivery) for delivery in deliveries}
+        try:
+            batch = await self.commit(deliveries)
+            committed = batch.deliveries if batch is not None else ()
+            done = {_position(d) for d in committed if not isinstance(d, ChatAlarm)}
+            self._in_hand -= positions - done  # these are delivered again
+            await previous
+            if batch is None or self._failures != failures:
+                return
+            if not await self._publish_and_follow(batch):
+                self._failures += 1
+        finally:
+            self._in_hand -= positions
+            self._free_hands.release()
 
     async def _respond_to_changes(self) -> None:
         """Answer the requests that commands send after a push and after the change of a setting.
@@ -239,6 +261,12 @@ class Worker:
         """
         now, jobs_until = datetime.now(UTC), clock() + self.tuning.duplicate_window
         items = [(delivery, read(delivery, now, self.watch.unsure)) for delivery in deliveries]
+        async with self._committing:  # the batches before this one come first
+            return await self._commit_in_turn(items, jobs_until)
+
+    async def _commit_in_turn(
+        self, items: Sequence[Read], jobs_until: float
+    ) -> CommittedBatch | None:
         try:
             items = [(delivery, await self._confirm_absence(item)) for delivery, item in items]
             ringing = await self._bell.ring(items)
@@ -414,9 +442,8 @@ class Worker:
 
 
 async def _nothing() -> None:
-    """Do nothing. This is the task `asking` before senders have to be asked."""
+    """Do nothing, in place of a task that is not needed yet."""
 
 
-async def _published() -> bool:
-    """Return True. This is the task `publishing` before the first batch."""
-    return True
+def _position(delivery: Delivery) -> Position:
+    return delivery.stream, delivery.sequence
