@@ -20,8 +20,8 @@ from statemachine.calls import Call, StoredCall
 from statemachine.chat import Chat
 from statemachine.store import NO_ROW, Changes, Look, Store, Wanted, Written
 
-MOST: Final = 10_000
-"""How many chats are remembered."""
+MOST: Final = 4_000
+"""How many chats are remembered: about 1 KB each."""
 MOST_PARTS: Final = 16
 """How many open calls, earlier workspaces and agents a chat may have to be remembered. Most have one or two."""
 MOST_NAMES: Final = 1_000
