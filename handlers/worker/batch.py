@@ -10,8 +10,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Final, Protocol
+from datetime import datetime
+from typing import Final
 
 from msgspec import structs
 
@@ -20,11 +20,12 @@ from handlers.worker.call_limits import policy, retention
 from handlers.worker.clock_skew import LATE
 from handlers.worker.deliveries import Dead, Item, notice_of
 from handlers.worker.publications import Publication
+from handlers.worker.remembered import Remembered
 from statemachine import events, redaction
 from statemachine.calls import Call, Known, Load, StoredCall
 from statemachine.chat import Chat, Limits
 from statemachine.lifetimes import rests_since
-from statemachine.lookups import Lookups, looks_up, lookups
+from statemachine.lookups import looks_up, lookups
 from statemachine.naming import is_uuid
 from statemachine.step import (
     AlarmRang,
@@ -38,7 +39,7 @@ from statemachine.step import (
     step,
     with_name,
 )
-from statemachine.store import Alarm, CallKey, Changes, Look, LookedUp, Wanted, Written
+from statemachine.store import Alarm, CallKey, Changes, Look, Store, Wanted
 from statemachine.templates import Catalog
 from statemachine.timers import alarm_time
 
@@ -47,32 +48,6 @@ log = logging.getLogger(__name__)
 EMPTY: Final = Catalog({}, {})
 NO_LOAD: Final = Load()
 _PROVISIONER: Final = "/provisioner/"
-
-
-class BatchStore(Protocol):
-    """The methods of `Store` that a batch uses; `remembered.Remembered` has them too."""
-
-    async def look(self, wanted: Wanted) -> Look:
-        """See `Store.look`."""
-        ...
-
-    async def look_up(
-        self, wanted: Lookups, workspace_ids: AbstractSet[str] = frozenset()
-    ) -> LookedUp:
-        """See `Store.look_up`."""
-        ...
-
-    async def write(self, changes: Changes) -> Written:
-        """See `Store.write`."""
-        ...
-
-    async def settings(self) -> Mapping[str, str]:
-        """See `Store.settings`."""
-        ...
-
-    async def first_rest(self, retention: timedelta) -> datetime | None:
-        """See `Store.first_rest`."""
-        ...
 
 
 @dataclass(slots=True)
@@ -112,7 +87,7 @@ class Applied:
 
 async def apply(
     items: Sequence[Item],
-    store: BatchStore,
+    store: Store | Remembered,
     limits: Limits,
     seed: bytes,
     load: Load = NO_LOAD,
@@ -160,7 +135,7 @@ async def apply(
 
 
 async def _alarms_for_rests(
-    written: Sequence[Step], before: Mapping[str, Chat], look: Look, store: BatchStore
+    written: Sequence[Step], before: Mapping[str, Chat], look: Look, store: Store | Remembered
 ) -> set[datetime]:
     """Return when workers have to look at the workspaces that rest, if some have come to rest now.
 
@@ -188,7 +163,10 @@ def _is_activity(item: Input) -> bool:
 
 
 def _is_new_fact(item: Input) -> bool:
-    """Return whether it is a provisioner's or agent's fact that no worker has received before."""
+    """Return whether it is a provisioner's or agent's fact that no worker has received before.
+
+    Reports of activity don't count: a batch that writes nothing for them compares nothing.
+    """
     if not isinstance(item, InboundEvent) or item.redelivered:
         return False
     return isinstance(item.event.data, events.ProvisionerFact | events.AgentFact)
@@ -275,7 +253,11 @@ def _loaded(chats: Mapping[str, Chat], look: Look) -> dict[str, Loaded]:
 
 
 async def _look_up(
-    inputs: Sequence[Input], chats: Mapping[str, Chat], look: Look, store: BatchStore, known: Known
+    inputs: Sequence[Input],
+    chats: Mapping[str, Chat],
+    look: Look,
+    store: Store | Remembered,
+    known: Known,
 ) -> Known:
     """Add to `known` the templates, names and settings that the steps need, if they need any."""
     facts = [item.event for item in inputs if isinstance(item, InboundEvent)]

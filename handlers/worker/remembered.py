@@ -1,4 +1,4 @@
-"""What a worker remembers of chats, so that it need not look them up for each fact.
+"""The memory of a worker: it remembers chats, and does not look them up for each fact.
 
 A worker decides a fact on the snapshot that it read or wrote last. It may be wrong about that: another worker may have
 written the chat or applied the same event, or a provisioner's name was bound to a pool. `Store.write` compares all

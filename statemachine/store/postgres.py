@@ -323,7 +323,7 @@ def _look_from_rows(rows: Rows, chat_ids: AbstractSet[str]) -> Look:
 
 
 def _write_arguments(changes: Changes) -> list[Any]:
-    """Return the arguments of the statement `write`: rows as JSON, and beside them the documents of these rows."""
+    """Return the arguments of `write`: for each table its rows as JSON, and their documents as further arguments."""
     versions = changes.row_versions
     chats = chat_rows(changes.chats, versions)
     chats += [{"chat_id": c, "row_version": versions.get(c)} for c in changes.unchanged]

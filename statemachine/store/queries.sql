@@ -98,25 +98,21 @@ with given as materialized (
     select chat_id from events cross join lateral (
         select from event_identity e where e.chat_id = events.chat_id and e.digest = events.digest limit 1
     ) as found
+), new as materialized (
+    select * from given
+    where chat_id not in (select chat_id from known)
+      and not exists (select from provisioner_name where name = any($10::text[]))
 ), unchanged as materialized (
-    select given.* from (
-        select * from given
-        where chat_id not in (select chat_id from known)
-          and not exists (select from provisioner_name where name = any($10::text[]))
-        order by chat_id
-    ) as given cross join lateral (
+    select n.* from (select * from new order by chat_id) as n cross join lateral (
         select from chat
-        where chat.chat_id = given.chat_id
-          and (given.row_version is null or chat.xmin::text::bigint = given.row_version)
+        where chat.chat_id = n.chat_id and (n.row_version is null or chat.xmin::text::bigint = n.row_version)
         for update
     ) as found
 ), created as (
     insert into chat (chat_id, version, state, organization_id, owner_id, workspace_id, wakes, rests_since, has_previous,
                       snapshot)
     select chat_id, version, state, organization_id, owner_id, workspace_id, wakes, rests_since, has_previous, snapshot
-    from given
-    where coalesce(row_version, 0) = 0 and chat_id not in (select chat_id from unchanged)
-      and not exists (select from provisioner_name where name = any($10::text[]))
+    from new where coalesce(row_version, 0) = 0 and chat_id not in (select chat_id from unchanged)
     order by chat_id
     on conflict do nothing returning chat_id
 ), skipped as materialized (

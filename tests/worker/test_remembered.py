@@ -1,4 +1,4 @@
-"""What a worker remembers of chats, and what it does when that is out of date."""
+"""A worker remembers chats, and looks them up when its memory is out of date."""
 
 from __future__ import annotations
 
