@@ -456,23 +456,16 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
 
     def agent_facts(self, agent_id: str) -> AgentFacts | None:
         """Return the reports of an agent of the current workspace, or of any workspace if there is none."""
-        return next(
-            (facts for facts in self._facts_with_id(agent_id) if self._is_of_current(facts)), None
-        )
+        current = self.current
+        for facts in self.agents:
+            if facts.id == agent_id and (current is None or facts.workspace_id == current.id):
+                return facts
+        return None
 
     def agent_facts_of_any_workspace(self, agent_id: str) -> AgentFacts | None:
         """Return the reports of an agent, preferably one of the current workspace."""
-        reports = self._facts_with_id(agent_id)
-        return next(
-            (facts for facts in reports if self._is_of_current(facts)),
-            reports[0] if reports else None,
-        )
-
-    def _facts_with_id(self, agent_id: str) -> list[AgentFacts]:
-        return [facts for facts in self.agents if facts.id == agent_id]
-
-    def _is_of_current(self, facts: AgentFacts) -> bool:
-        return self.current is None or facts.workspace_id == self.current.id
+        found = self.agent_facts(agent_id)
+        return found or next((facts for facts in self.agents if facts.id == agent_id), None)
 
     def agent_status(self) -> AgentStatus | None:
         """Return whether the chosen agent is connected; None if none is chosen."""

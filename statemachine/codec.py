@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, get_args
 
+import msgspec
 from pydantic import BaseModel, TypeAdapter
-from pydantic_core import to_json
 
 from statemachine import events, leniency
 from statemachine.events import Event, Frozen
@@ -51,6 +51,7 @@ _RFC_3339: Final = re.compile(
 """A time without an offset is in UTC."""
 _LEAP: Final = re.compile(r"(?<=\d\d:\d\d:)60(\.\d+)?")
 _TIME: Final = TypeAdapter(datetime)
+_ENCODER: Final = msgspec.json.Encoder()
 _TRACE: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
@@ -187,6 +188,10 @@ def encode(
     notice: str | None = None,
 ) -> bytes:
     """Return a CloudEvent in structured JSON mode, whose type is `workspaced.<type_name>.v1`."""
+    if isinstance(data, BaseModel):
+        body: Any = msgspec.Raw(data.__pydantic_serializer__.to_json(data))
+    else:
+        body = data
     envelope: Payload = {
         "specversion": "1.0",
         "id": event_id,
@@ -195,7 +200,7 @@ def encode(
         "subject": chat_id,
         "time": timestamp(time),
         "datacontenttype": "application/json",
-        "data": data,
+        "data": body,
     }
     if traceparent is not None:
         envelope["traceparent"] = traceparent
@@ -203,7 +208,7 @@ def encode(
         envelope["pool"] = pool
     if notice is not None:
         envelope["notice"] = notice
-    return to_json(envelope, inf_nan_mode="null")
+    return _ENCODER.encode(envelope)
 
 
 def written(event: Event) -> bytes:

@@ -7,7 +7,7 @@ write on the grounds of the same snapshot; the skipped chats' inputs are applied
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,6 +29,7 @@ from statemachine.lookups import looks_up, lookups
 from statemachine.naming import is_uuid
 from statemachine.step import (
     AlarmRang,
+    Entry,
     FactNotice,
     InboundEvent,
     Input,
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 EMPTY: Final = Catalog({}, {})
 NO_LOAD: Final = Load()
 _PROVISIONER: Final = "/provisioner/"
+Line = tuple[str, Mapping[str, object]]
+"""A line of the log, and the ids in it."""
 
 
 @dataclass(slots=True)
@@ -120,9 +123,9 @@ async def apply(
     result = await store.write(changes) if writes else None
     skipped, repeated = (result.skipped, result.repeated) if result else (set(), set())
     written = [taken for taken in steps if taken.chat.chat_id not in skipped]
-    for taken in written:
-        _log(taken)
-        if noticed is not None:
+    _log(written)
+    if noticed is not None:
+        for taken in written:
             _notice(noticed, chats[taken.chat.chat_id], taken)
     if skipped:
         messages = [message for message in messages if message.chat_id not in skipped]
@@ -357,27 +360,38 @@ def _notice(noticed: Noticed, before: Chat, taken: Step) -> None:
         noticed.superseded.add(before.chat_id)
 
 
-def _log(taken: Step) -> None:
-    """Log the notices and the moves of a step, and with DEBUG everything else that it did."""
-    chat_id = taken.chat.chat_id
-    for notice in taken.notices:
-        log.log(notice.level, "%s", notice.text, extra=notice.ids)
-    for entry in taken.entries:
-        level = logging.INFO if entry.outcome == "moved" else logging.DEBUG
-        if log.isEnabledFor(level):
-            log.log(
-                level,
-                "chat %s: %s %s: %s -> %s",
-                *(chat_id, entry.outcome, entry.event.type, entry.state_before, entry.state_after),
-                extra={"chat_id": chat_id, "event_id": entry.event.id, "version": entry.version},
-            )
-    if not log.isEnabledFor(logging.DEBUG):
-        return
+def _log(steps: Sequence[Step]) -> None:
+    """Log the notices and the moves of steps, and with DEBUG everything else that they did.
+
+    All moves are one record, which `handlers.cli.logs` shows as one line each.
+    """
+    entries = [(taken.chat.chat_id, entry) for taken in steps for entry in taken.entries]
+    lines = {logging.INFO: [_line_of(*one) for one in entries if one[1].outcome == "moved"]}
+    if log.isEnabledFor(logging.DEBUG):
+        others = [_line_of(*one) for one in entries if one[1].outcome != "moved"]
+        lines[logging.DEBUG] = others + [line for taken in steps for line in _answers_of(taken)]
+    for taken in steps:
+        for notice in taken.notices:
+            log.log(notice.level, "%s", notice.text, extra=notice.ids)
+    for level, shown in lines.items():
+        if shown:
+            log.log(level, "\n".join(text for text, _ in shown), extra={"lines": shown})
+
+
+def _line_of(chat_id: str, entry: Entry) -> Line:
+    event = entry.event
+    return (
+        f"chat {chat_id}: {entry.outcome} {event.type}: {entry.state_before} -> {entry.state_after}",
+        {"chat_id": chat_id, "event_id": event.id, "version": entry.version},
+    )
+
+
+def _answers_of(taken: Step) -> Iterator[Line]:
     for effect in taken.effects:
         if isinstance(effect, PublishAnswer):
             call, how = effect.call, "error" if "error" in effect.answer.result else "well"
-            ids = {"chat_id": chat_id, "call_id": call.call_id}
-            log.debug("chat %s: answered %s: %s", chat_id, call.tool, how, extra=ids)
+            ids = {"chat_id": call.chat_id, "call_id": call.call_id}
+            yield f"chat {call.chat_id}: answered {call.tool}: {how}", ids
 
 
 def _refusals(dead: Mapping[CallKey, Dead], look: Look, changes: Changes) -> list[Publication]:

@@ -34,7 +34,8 @@ async def waiting(rig: RunningSystem, calls: int, real: int, answered: int, star
 
     `real` of the calls are made over the wire and wait for their agents; the rest are copies of one of
     them in the database. NATS has no state and no timer of a copy until a worker starts and arms the
-    timers. `few`, `before` and `without` were measured before; `few` are `answered` waiting calls.
+    timers. `few`, `before` and `without` were measured before; `few` are `answered` waiting calls. By then the worker
+    has answered `real` other calls, so that its memory of the last chats is not counted as that of waiting calls.
     """
     peer = rig.peer
     assert isinstance(peer, Driver)
@@ -42,6 +43,7 @@ async def waiting(rig: RunningSystem, calls: int, real: int, answered: int, star
     few = names("f", answered)
     few_answered = await _answered(rig, few, await _wait_for_agents(rig, few))
     starts_before = [await peer.started_worker() for _ in range(starts)]
+    await throughput(rig, real)
     resident_before = peer.resident()
     new = names("c", real)
     began = time.monotonic()

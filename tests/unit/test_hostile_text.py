@@ -86,6 +86,20 @@ def test_any_text_is_one_line_in_the_log() -> None:
     assert people.startswith("WARNING from a ERROR forged")
 
 
+def test_each_line_of_a_record_is_one_line_in_the_log() -> None:
+    lines = [(f"chat 1: moved {HOSTILE}", {"chat_id": "1"}), ("chat 2: moved", {"chat_id": "2"})]
+    record = logging.makeLogRecord({"name": "n", "levelname": "INFO", "msg": "", "lines": lines})
+
+    people = Lines("%(levelname)s %(message)s").format(record).splitlines()
+    programs = JsonLines().format(record).splitlines()
+
+    assert [json.loads(line)["chat_id"] for line in programs] == ["1", "2"]
+    assert json.loads(programs[0])["message"] == f"chat 1: moved {HOSTILE}"
+    assert people[1] == "INFO chat 2: moved"
+    assert len(people) == 2
+    assert not OBEYED & set("".join(people + programs))
+
+
 @pytest.mark.parametrize("deep", [b"[" * 100_000, b'{"a":' * 100_000, b"[" * 33 + b"]" * 33])
 def test_deep_nesting_is_rejected_in_every_kind_of_input(deep: bytes) -> None:
     for take, refused in (
