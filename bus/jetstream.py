@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final, Self
 
 import msgspec
@@ -23,6 +24,9 @@ from bus.exchange import Reply
 from bus.management import API_TIMEOUT, Management, bus_error, translated_errors
 from bus.messages import (
     ADDED_BY_DIRECT_GET,
+    BATCH,
+    BATCH_COMMIT,
+    BATCH_SEQUENCE,
     TIME_STAMP,
     ConsumerState,
     Message,
@@ -37,6 +41,9 @@ from bus.nats_client import NO_RESPONDERS, NatsClient
 from bus.pull_consumer import NatsPull
 from bus.streams import Consumer, Stream
 from bus.subscription import MessageQueue
+
+_MOST_TOGETHER: Final = 1000
+"""How many messages the server accepts in an atomic batch."""
 
 
 async def connect(
@@ -129,6 +136,43 @@ class JetStreamBus(Bus):
         requests = [(m.subject, m.data, m.header_block()) for m in messages]
         replies = await self._client.ask_many(requests, API_TIMEOUT)
         return [_result(m.subject, reply) for m, reply in zip(messages, replies, strict=True)]
+
+    @override
+    async def publish_together(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+        results = list[PubAck | BusError]()
+        for start in range(0, len(messages), _MOST_TOGETHER):
+            results += await self._publish_batch(messages[start : start + _MOST_TOGETHER])
+        return results
+
+    async def _publish_batch(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+        """Publish messages as an atomic batch, or one by one if the stream refuses it."""
+        name, count = token_hex(16), len(messages)
+        requests = [
+            (
+                m.subject,
+                m.data,
+                m.header_block(f"{BATCH}: {name}\r\n{BATCH_SEQUENCE}: {number}\r\n"),
+            )
+            for number, m in enumerate(messages[:-1], 1)
+        ]
+        last = messages[-1]
+        commit = f"{BATCH}: {name}\r\n{BATCH_SEQUENCE}: {count}\r\n{BATCH_COMMIT}: 1\r\n"
+        try:
+            for request in requests:
+                self._client.publish_nowait(*request)
+                await self._client.wait_if_behind()
+            reply: Reply | Exception = await self._client.ask(
+                last.subject, last.data, last.header_block(commit), API_TIMEOUT
+            )
+        except (BusError, TimeoutError) as error:
+            reply = error
+        result = _result(last.subject, reply)
+        if isinstance(result, PubAck):
+            first = result.sequence - count + 1
+            return [PubAck(result.stream, first + number) for number in range(count)]
+        if isinstance(result, Unavailable):
+            return [result] * count
+        return await self.publish_many(messages)
 
     @override
     async def get_last(self, stream: str, subject: str) -> StoredMessage | None:

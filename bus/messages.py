@@ -20,6 +20,9 @@ NAK: Final = b"-NAK"
 
 # Plain strings, because a member of an Enum hashes by its name, so it does not find a key of a dict.
 MESSAGE_ID: Final = Header.MSG_ID.value
+BATCH: Final = Header.BATCH_ID.value
+BATCH_SEQUENCE: Final = Header.BATCH_SEQUENCE.value
+BATCH_COMMIT: Final = Header.BATCH_COMMIT.value
 EXPECTED_LAST: Final = Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value
 TTL: Final = Header.MSG_TTL.value
 SCHEDULE: Final = Header.SCHEDULE.value
@@ -99,9 +102,9 @@ class Outbound(Struct, frozen=True):
     """In seconds."""
     schedule: Schedule | None = None
 
-    def header_block(self) -> bytes:
-        """Return the headers as bytes for the wire. Raises Refused for an invalid header name."""
-        lines = _lines(self.headers) if self.headers else ""
+    def header_block(self, more: str = "") -> bytes:
+        """Return the headers, and `more` lines, as bytes for the wire. Raises Refused for an invalid header name."""
+        lines = more + _lines(self.headers) if self.headers else more
         if self.message_id is not None:
             lines += f"{MESSAGE_ID}: {_one_line(self.message_id)}\r\n"
         if self.expected_last is not None:

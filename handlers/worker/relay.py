@@ -94,8 +94,12 @@ class Relay:
             self._remember_alarms(alarms)
         # Publish jobs and answers after the states, so that their receivers never read an older
         # state.
-        jobs, answers = lanes.get(Lane.JOB, ()), lanes.get(Lane.RESULT, ())
-        await self._jobs_and_answers(jobs, answers, jobs_until)
+        after: list[Awaitable[None]] = []
+        if jobs := lanes.get(Lane.JOB):
+            after.append(self._publish_jobs(jobs, jobs_until))
+        if answers := lanes.get(Lane.RESULT):
+            after.append(self._publish_or_replace(answers))
+        await wait_for_all(after)
         await wait_for_all(
             self._expect_presence(message.subject, PRESENCE_TIMEOUT)
             for message in lanes.get(Lane.PRESENCE, ())
@@ -259,18 +263,21 @@ class Relay:
             expected = last.sequence if last is not None else 0
             await self._bus.publish(subject, b"{}", ttl=timeout, expected_last=expected)
 
-    async def _jobs_and_answers(
-        self, jobs: Sequence[Publication], answers: Sequence[Publication], jobs_until: float
+    async def _publish_jobs(self, jobs: Sequence[Publication], until: float) -> None:
+        await self.ensure_pools({_pool(job) for job in jobs})
+        if clock() > until:
+            raise Unavailable(
+                "paused before publishing jobs: others may have published them meanwhile"
+            )
+        await self._publish_or_replace(jobs, together=True)
+
+    async def _publish_or_replace(
+        self, messages: Sequence[Publication], *, together: bool = False
     ) -> None:
-        if jobs:
-            await self.ensure_pools({_pool(job) for job in jobs})
-            if clock() > jobs_until:
-                raise Unavailable(
-                    "paused before publishing jobs: others may have published them meanwhile"
-                )
-        messages = [*jobs, *answers]
+        """Publish messages; instead of those that NATS refuses, publish what `_instead` returns."""
         while messages:
-            results = await self._gate.publish_many([_outbound(message) for message in messages])
+            outbound = [_outbound(message) for message in messages]
+            results = await self._gate.publish_many(outbound, together=together)
             self.job_sequences |= {
                 message.build_id: ack.sequence
                 for message, ack in zip(messages, results, strict=True)

@@ -283,6 +283,64 @@ async def test_many_messages_are_stored_in_their_order(
         assert (await bus.get_last(stream.name, f"{prefix}.{n}")).sequence == n + 1  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("how_many", [0, 1, 2, 2500])
+async def test_messages_are_stored_together(
+    bus: Bus, declare: Declare, prefix: str, how_many: int
+) -> None:
+    stream = declare(allow_atomic=True)
+    await bus.ensure_stream(stream)
+    messages = [
+        Outbound(f"{prefix}.{n}", b"%d" % n, CLOUDEVENT, f"id-{n}") for n in range(how_many)
+    ]
+
+    results = await bus.publish_together(messages)
+    again = await bus.publish_together(messages)
+
+    assert results == [PubAck(stream.name, n) for n in range(1, how_many + 1)]
+    assert again == [PubAck(stream.name, n, duplicate=True) for n in range(1, how_many + 1)]
+    for n in range(0, how_many, 500):
+        found = await bus.get_last(stream.name, f"{prefix}.{n}")
+        assert found is not None
+        assert (found.sequence, found.data) == (n + 1, b"%d" % n)
+        assert found.headers["Content-Type"] == CLOUDEVENT["Content-Type"]
+
+
+async def test_among_messages_published_together_each_has_its_own_result(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare(max_msg_size=2000, allow_atomic=True)
+    await bus.ensure_stream(stream)
+    await bus.publish(f"{prefix}.old", b"1", message_id="known")
+    for other, wanted in (
+        (
+            Outbound(f"{prefix}.old", b"", message_id="known"),
+            PubAck(stream.name, 1, duplicate=True),
+        ),
+        (Outbound(f"{prefix}.large", bytes(3000)), Refused),
+        (Outbound(f"{prefix}.huge", bytes(2_000_000)), Refused),
+    ):
+        place = (await bus.stream_info(stream.name)).last
+        new = [Outbound(f"{prefix}.{n}", b"") for n in range(2)]
+        for messages in ([other, *new], [new[0], other, new[1]], [*new, other]):
+            results = list(await bus.publish_together(messages))
+
+            found = results.pop(messages.index(other))
+            assert found == wanted or type(found) is wanted
+            assert results == [PubAck(stream.name, place + 1), PubAck(stream.name, place + 2)]
+            place += 2
+
+
+async def test_a_stream_that_permits_no_batches_stores_messages_nevertheless(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+
+    results = await bus.publish_together([Outbound(f"{prefix}.{n}", b"") for n in range(3)])
+
+    assert results == [PubAck(stream.name, n) for n in (1, 2, 3)]
+
+
 async def test_many_large_messages_are_stored(bus: Bus, declare: Declare, prefix: str) -> None:
     """Together they are larger than what may be under way at once."""
     stream = declare()

@@ -130,6 +130,10 @@ class MemoryBus(Bus):
     # -- stored messages -----------------------------------------------------------------------
 
     @override
+    async def publish_together(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+        return await self.publish_many(messages)
+
+    @override
     async def publish_many(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
         try:
             await self._round_trip()

@@ -31,6 +31,7 @@ from tests.worker.messages import Job, Senders
 
 NAMES = {text: name for name, text in queries().items()}
 SYNCED = {s.subjects[0].split(".")[1] for s in STREAMS if s.persist_mode is None}
+TOGETHER = "together: "
 SAMPLED = ("count_open_calls", "pools")
 FACT = ["write_facts"]
 """A worker remembers the chats and provisioners that it has read or written lately."""
@@ -56,6 +57,11 @@ class Counting:
         if counts:
             self._cost.published.append(dict(counts))
         return await self._bus.publish_many(messages)
+
+    async def publish_together(self, messages: Sequence[Outbound]) -> Any:
+        (kind,) = {message.subject.split(".")[1] for message in messages}
+        self._cost.published.append({f"{TOGETHER}{kind}": len(messages)})
+        return await self._bus.publish_together(messages)
 
     async def purge(self, stream: str, last: int) -> None:
         self._cost.published.append({"purge": 1})
@@ -84,8 +90,10 @@ class Cost:
 
     @property
     def fsyncs(self) -> int:
-        """How many of the published messages NATS writes to the disk before it acknowledges them."""
-        return sum(count for kinds in self.published for k, count in kinds.items() if k in SYNCED)
+        """How often NATS writes published messages to the disk before it acknowledges them."""
+        kinds = [(kind, count) for some in self.published for kind, count in some.items()]
+        batches = [kind for kind, _ in kinds if kind.startswith(TOGETHER)]
+        return sum(count for kind, count in kinds if kind in SYNCED) + len(batches)
 
     def note(self, record: Any) -> None:
         """Record a statement, except asyncpg's queries of types and samples taken every second."""
@@ -268,7 +276,8 @@ async def test_a_batch_of_many_chats_costs_as_much_as_one(bench: Bench, chats: i
         await bench.send.create(new_id(), owner=new_id())
     await bench.work(chats)
     spent = bench.spent()
-    assert spent == Cost(CREATE, [{"state": chats}, {"job": chats}])
+    assert spent == Cost(CREATE, [{"state": chats}, {f"{TOGETHER}job": chats}])
+    assert spent.fsyncs == 1
     assert len(spent.alarms) == 1, "all limits of a batch are due at the same time"
 
     jobs = await bench.jobs(chats)
