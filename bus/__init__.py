@@ -254,8 +254,9 @@ class Bus(Protocol):
     async def publish_together(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
         """Publish messages for one stream that has `allow_atomic`, with one write to the disk for all of them.
 
-        Return the same as `publish_many`. If the stream refuses them together, such as because it has one of
-        them already, they are published by `publish_many`. From 16 messages on it is faster.
+        Return the same as `publish_many`; if no answer comes, any of them may be stored. If the stream refuses them
+        together, such as because it has one of them already, they are published by `publish_many`. From 16 messages
+        on it is faster.
         """
         ...
 

@@ -140,8 +140,11 @@ class JetStreamBus(Bus):
     @override
     async def publish_together(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
         results = list[PubAck | BusError]()
-        for start in range(0, len(messages), _MOST_TOGETHER):
+        while len(results) < len(messages):
+            start = len(results)
             results += await self._publish_batch(messages[start : start + _MOST_TOGETHER])
+            if isinstance(results[-1], Unavailable):
+                results += [results[-1]] * (len(messages) - len(results))
         return results
 
     async def _publish_batch(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:

@@ -144,8 +144,8 @@ async def _alarms_for_rests(
 
     One alarm is enough for all: when it rings, the next one is set.
     """
-    found = ((rests_since(s.chat), rests_since(before[s.chat.chat_id])) for s in written)
-    new = [now for now, earlier in found if now is not None and now != earlier]
+    found = ((rests_since(taken.chat), before[taken.chat.chat_id]) for taken in written)
+    new = [since for since, chat in found if since is not None and since != rests_since(chat)]
     if not new or (keep := retention(await store.settings())) is None:
         return set()
     first = min(new) + keep
@@ -156,9 +156,8 @@ async def _alarms_for_rests(
 
 def _idle(steps: Sequence[Step], inputs: Sequence[Input]) -> set[str]:
     """Return the chats to which nothing happened: agents reported activity that does not put any end off."""
-    others = {item.chat_id for item in inputs if not _is_activity(item)}
     ids = {step.chat.chat_id for step in steps if not step.entries}
-    return ids - others
+    return ids - {item.chat_id for item in inputs if not _is_activity(item)} if ids else ids
 
 
 def _is_activity(item: Input) -> bool:

@@ -254,6 +254,23 @@ async def test_many_messages_time_out_when_none_of_them_is_answered_any_more(
     assert isinstance(third, Unavailable)
 
 
+async def test_after_a_batch_without_an_answer_no_other_batch_is_sent(
+    own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream, "API_TIMEOUT", 0.1)
+    silent = [Outbound("silent.batch", b"") for _ in range(1001)]
+    async with await connect(own_server.url, wait=True) as bus, bus.subscribe("silent.*") as heard:
+        results = await bus.publish_together(silent)
+        await bus.send("silent.end", b"")
+
+        count = 0
+        while (await heard.next(5)).subject != "silent.end":
+            count += 1
+
+    assert count == 1000
+    assert [type(result) for result in results] == [Unavailable] * 1001
+
+
 async def test_a_denial_fails_the_request_that_was_denied_and_no_other(guest: Bus) -> None:
     async with guest.subscribe("allowed.ask") as asked:
         allowed = asyncio.ensure_future(guest.request("allowed.ask", b"", timeout=5))
