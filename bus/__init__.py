@@ -255,8 +255,7 @@ class Bus(Protocol):
         """Publish messages for one stream that has `allow_atomic`, with one write to the disk for all of them.
 
         Return the same as `publish_many`; if no answer comes, any of them may be stored. If the stream refuses them
-        together, such as because it has one of them already, they are published by `publish_many`. From 16 messages
-        on it is faster.
+        together, such as because it has one of them already, they are published by `publish_many`.
         """
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ from bus.messages import (
     read_headers,
     write_headers,
 )
-from bus.nats_client import NO_RESPONDERS, NatsClient
+from bus.nats_client import MOST_BYTES_IN_FLIGHT, NO_RESPONDERS, NatsClient
 from bus.pull_consumer import NatsPull
 from bus.streams import Consumer, Stream
 from bus.subscription import MessageQueue
@@ -140,11 +140,11 @@ class JetStreamBus(Bus):
     @override
     async def publish_together(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
         results = list[PubAck | BusError]()
-        while len(results) < len(messages):
-            start = len(results)
-            results += await self._publish_batch(messages[start : start + _MOST_TOGETHER])
+        for batch in _batches(messages):
+            results += await self._publish_batch(batch)
             if isinstance(results[-1], Unavailable):
                 results += [results[-1]] * (len(messages) - len(results))
+                break
         return results
 
     async def _publish_batch(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
@@ -354,6 +354,21 @@ class _StreamReply(Struct):
 
 
 _STREAM_REPLY: Final = msgspec.json.Decoder(_StreamReply)
+
+
+def _batches(messages: Sequence[Outbound]) -> Iterator[Sequence[Outbound]]:
+    """Yield the messages in batches that the server accepts, and can store within the time of a request."""
+    batch, size = list[Outbound](), 0
+    for message in messages:
+        if batch and (
+            len(batch) == _MOST_TOGETHER or size + len(message.data) > MOST_BYTES_IN_FLIGHT
+        ):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += len(message.data)
+    if batch:
+        yield batch
 
 
 def _result(subject: str, reply: Reply | Exception) -> PubAck | BusError:

@@ -187,7 +187,10 @@ def encode(
     pool: str | None = None,
     notice: str | None = None,
 ) -> bytes:
-    """Return a CloudEvent in structured JSON mode, whose type is `workspaced.<type_name>.v1`."""
+    """Return a CloudEvent in structured JSON mode, whose type is `workspaced.<type_name>.v1`.
+
+    `data`: an event, or JSON values, enums and times, in which no other model occurs.
+    """
     if isinstance(data, BaseModel):
         body: Any = msgspec.Raw(data.__pydantic_serializer__.to_json(data))
     else:

@@ -6,6 +6,7 @@ and its ids. To log a thousand lines at once takes a tenth of the time of a thou
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from handlers.cli.output import as_json, escaped, plain
+from handlers.cli.output import escaped, plain
 
 _FIELDS: Final = (
     *("chat_id", "event_id", "version", "call_id", "build_id", "agent_id"),
@@ -54,7 +55,7 @@ def _json_line(line: Mapping[str, object]) -> str:
     try:
         return escaped(_ENCODER.encode(line).decode())
     except UnicodeEncodeError:  # such as the name of a file that is not UTF-8
-        return as_json(line)
+        return escaped(json.dumps(line, ensure_ascii=False, separators=(",", ":")))
 
 
 @lru_cache(maxsize=1)
@@ -67,10 +68,11 @@ class Lines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 — the base's name
         """Return the record without newlines in its messages."""
-        shown: list[str] = []
-        for message, _ in record.__dict__.get("lines") or [(record.message, None)]:
-            record.message = message
+        message, shown = record.message, list[str]()
+        for text, _ in record.__dict__.get("lines") or [(message, None)]:
+            record.message = text
             shown.append(plain(super().formatMessage(record)).replace("\n", " "))
+        record.message = message
         return "\n".join(shown)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 — the base's name

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Final
 
 from msgspec import structs
@@ -364,17 +365,19 @@ def _log(steps: Sequence[Step]) -> None:
 
     All moves are one record, which `handlers.cli.logs` shows as one line each.
     """
-    entries = [(taken.chat.chat_id, entry) for taken in steps for entry in taken.entries]
-    lines = {logging.INFO: [_line_of(*one) for one in entries if one[1].outcome == "moved"]}
-    if log.isEnabledFor(logging.DEBUG):
-        others = [_line_of(*one) for one in entries if one[1].outcome != "moved"]
-        lines[logging.DEBUG] = others + [line for taken in steps for line in _answers_of(taken)]
     for taken in steps:
         for notice in taken.notices:
             log.log(notice.level, "%s", notice.text, extra=notice.ids)
-    for level, shown in lines.items():
-        if shown:
-            log.log(level, "\n".join(text for text, _ in shown), extra={"lines": shown})
+    entries = [(taken.chat.chat_id, entry) for taken in steps for entry in taken.entries]
+    _log_lines(logging.INFO, [_line_of(*one) for one in entries if one[1].outcome == "moved"])
+    if log.isEnabledFor(logging.DEBUG):
+        others = [_line_of(*one) for one in entries if one[1].outcome != "moved"]
+        _log_lines(logging.DEBUG, [*others, *chain.from_iterable(map(_answers_of, steps))])
+
+
+def _log_lines(level: int, lines: Sequence[Line]) -> None:
+    if lines:
+        log.log(level, "\n".join(text for text, _ in lines), extra={"lines": lines})
 
 
 def _line_of(chat_id: str, entry: Entry) -> Line:

@@ -8,8 +8,11 @@ from typing import Final
 
 from bus import Bus, BusError, Outbound, PubAck, Unavailable
 
-WORTH_A_BATCH: Final = 16
-"""How many messages have to be published together until that is faster than side by side: five times with 256."""
+WORTH_A_BATCH: Final = 32
+"""How many messages are published together rather than side by side.
+
+On one server with `sync_interval: always`, that is twice as fast with 32 messages, and five times with 256.
+"""
 
 
 class PublishGate:

@@ -21,7 +21,8 @@ from statemachine.chat import Chat
 from statemachine.store import NO_ROW, Changes, Look, Store, Wanted, Written
 
 MOST: Final = 2_000
-"""How many chats are remembered: about 3 KB each. Facts are about chats that are being built, hardly about others."""
+"""How many chats are remembered: about 3 KB each. Most facts are about chats whose build was requested lately; any other
+costs one look."""
 MOST_PARTS: Final = 16
 """How many open calls, earlier workspaces and agents a chat may have to be remembered. Most have one or two."""
 MOST_NAMES: Final = 1_000

@@ -254,6 +254,24 @@ async def test_many_messages_time_out_when_none_of_them_is_answered_any_more(
     assert isinstance(third, Unavailable)
 
 
+@pytest.mark.parametrize("permitted", [True, False])
+async def test_messages_published_together_are_one_batch_if_the_stream_permits_it(
+    boss: Bus, *, permitted: bool
+) -> None:
+    await boss.ensure_stream(
+        Stream(name="TOGETHER", subjects=["together.*"], allow_direct=True, allow_atomic=permitted)
+    )
+
+    results = await boss.publish_together([Outbound(f"together.{n}", b"") for n in range(3)])
+
+    assert results == [PubAck("TOGETHER", n) for n in (1, 2, 3)]
+    found = [await boss.get_next("TOGETHER", "together.*", n) for n in range(3)]
+    headers = [message.headers for message in found if message is not None]
+    assert len({fields.get("Nats-Batch-Id") for fields in headers}) == 1
+    numbers = ["1", "2", "3"] if permitted else [None] * 3
+    assert [fields.get("Nats-Batch-Sequence") for fields in headers] == numbers
+
+
 async def test_after_a_batch_without_an_answer_no_other_batch_is_sent(
     own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -341,14 +341,18 @@ async def test_a_stream_that_permits_no_batches_stores_messages_nevertheless(
     assert results == [PubAck(stream.name, n) for n in (1, 2, 3)]
 
 
-async def test_many_large_messages_are_stored(bus: Bus, declare: Declare, prefix: str) -> None:
+@pytest.mark.parametrize("together", [False, True])
+async def test_many_large_messages_are_stored(
+    bus: Bus, declare: Declare, prefix: str, *, together: bool
+) -> None:
     """Together they are larger than what may be under way at once."""
-    stream = declare()
+    stream = declare(allow_atomic=together)
     await bus.ensure_stream(stream)
+    messages = [Outbound(f"{prefix}.{n}", bytes(900_000)) for n in range(25)]
 
-    results = await bus.publish_many([Outbound(f"{prefix}.{n}", bytes(900_000)) for n in range(25)])
+    publish = bus.publish_together if together else bus.publish_many
 
-    assert results == [PubAck(stream.name, n) for n in range(1, 26)]
+    assert await publish(messages) == [PubAck(stream.name, n) for n in range(1, 26)]
 
 
 async def test_each_of_many_messages_has_its_own_result(

@@ -90,7 +90,10 @@ class Cost:
 
     @property
     def fsyncs(self) -> int:
-        """How often NATS writes published messages to the disk before it acknowledges them."""
+        """How often NATS writes published messages to the disk before it acknowledges them.
+
+        Once for a batch; its staging area, which costs three more, does not count.
+        """
         kinds = [(kind, count) for some in self.published for kind, count in some.items()]
         batches = [kind for kind, _ in kinds if kind.startswith(TOGETHER)]
         return sum(count for kind, count in kinds if kind in SYNCED) + len(batches)
