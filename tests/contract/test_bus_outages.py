@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,32 @@ async def test_many_messages_in_flight_fail_when_the_connection_breaks(
     before = (await bus.stream_info(QUEUE.name)).last
     assert before >= stored
     assert (await bus.publish("q.a", b"")).sequence == before + 1
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_messages_published_together_in_an_outage_are_stored_once_when_published_again(
+    own_world: World, bus: Bus, *, committed: bool
+) -> None:
+    """`committed`: the server goes away when it has begun to store them."""
+    await bus.ensure_stream(replace(QUEUE, allow_atomic=True))
+    reconnects = Reconnects(bus)
+    many = [Outbound("q.a", bytes(5_000), message_id=str(n)) for n in range(1000)]
+    publishing = asyncio.ensure_future(bus.publish_together(many))
+    await bus.flush()
+    while committed and not (await bus.stream_info(QUEUE.name)).last:
+        pass
+
+    own_world.server.stop()
+    first = await asyncio.wait_for(publishing, 10)
+    own_world.server.start()
+    await reconnects.wait()
+    again = await bus.publish_together(many)
+
+    expected = range(1, len(many) + 1)
+    assert [ack.sequence for ack in again if isinstance(ack, PubAck)] == [*expected]
+    assert (await bus.stream_info(QUEUE.name)).messages == len(many)
+    for result, sequence in zip(first, expected, strict=True):
+        assert result == PubAck(QUEUE.name, sequence) or isinstance(result, Unavailable)
 
 
 async def test_a_pull_continues_after_an_outage(own_world: World, bus: Bus) -> None:
