@@ -1,22 +1,18 @@
 """Logging to stderr: plain lines on a terminal, JSON lines otherwise.
 
 A record is one line, unless it has the attribute `lines`: then it is one line for each of these pairs of a message
-and its ids. To log a thousand lines at once takes a tenth of the time of a thousand records.
+and its ids. To log a thousand lines at once takes a third of the time of a thousand records.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-import msgspec
-
-from handlers.cli.output import escaped, plain
+from handlers.cli.output import as_json, plain
 
 _FIELDS: Final = (
     *("chat_id", "event_id", "version", "call_id", "build_id", "agent_id"),
@@ -24,9 +20,6 @@ _FIELDS: Final = (
 )
 _MEANINGLESS: Final = "returning true from eof_received() has no effect when using ssl"
 """asyncio logs this whenever a TLS connection of nats-py ends; it means nothing."""
-
-
-_ENCODER: Final = msgspec.json.Encoder()
 
 
 class JsonLines(logging.Formatter):
@@ -41,21 +34,14 @@ class JsonLines(logging.Formatter):
         }
         lines = record.__dict__.get("lines")
         if lines is not None:
-            return "\n".join(_json_line({**about, "message": text, **ids}) for text, ids in lines)
+            return "\n".join(as_json({**about, "message": text, **ids}) for text, ids in lines)
         given = {
             name: found for name in _FIELDS if (found := record.__dict__.get(name)) is not None
         }
         line = {**about, "message": record.getMessage(), **given}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _json_line(line)
-
-
-def _json_line(line: Mapping[str, object]) -> str:
-    try:
-        return escaped(_ENCODER.encode(line).decode())
-    except UnicodeEncodeError:  # such as the name of a file that is not UTF-8
-        return escaped(json.dumps(line, ensure_ascii=False, separators=(",", ":")))
+        return as_json(line)
 
 
 @lru_cache(maxsize=1)

@@ -51,16 +51,16 @@ def plain(text: str) -> str:
 
 def as_json(found: Any, *, indent: int | None = None) -> str:
     """Return JSON in which characters that a terminal would interpret are escaped."""
-    return escaped(
+    text = (
         _ENCODE(found) if indent is None else json.dumps(found, indent=indent, ensure_ascii=False)
     )
-
-
-def escaped(text: str) -> str:
-    """Escape the characters of a JSON text that a terminal would interpret."""
     if text.isascii() and "\x7f" not in text:
         return text  # JSON has escaped the other control characters
-    return _IN_JSON.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    return _IN_JSON.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 def for_people(*, as_json: bool) -> bool:
