@@ -150,26 +150,20 @@ class JetStreamBus(Bus):
     async def _publish_batch(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
         """Publish messages as an atomic batch, or one by one if the stream refuses it."""
         name, count = token_hex(16), len(messages)
-        requests = [
-            (
-                m.subject,
-                m.data,
-                m.header_block(f"{BATCH}: {name}\r\n{BATCH_SEQUENCE}: {number}\r\n"),
-            )
-            for number, m in enumerate(messages[:-1], 1)
+        more = [f"{BATCH}: {name}\r\n{BATCH_SEQUENCE}: {n}\r\n" for n in range(1, count + 1)]
+        more[-1] += f"{BATCH_COMMIT}: 1\r\n"
+        *others, last = [
+            (message.subject, message.data, message.header_block(lines))
+            for message, lines in zip(messages, more, strict=True)
         ]
-        last = messages[-1]
-        commit = f"{BATCH}: {name}\r\n{BATCH_SEQUENCE}: {count}\r\n{BATCH_COMMIT}: 1\r\n"
         try:
-            for request in requests:
+            for request in others:
                 self._client.publish_nowait(*request)
                 await self._client.wait_if_behind()
-            reply: Reply | Exception = await self._client.ask(
-                last.subject, last.data, last.header_block(commit), API_TIMEOUT
-            )
+            reply: Reply | Exception = await self._client.ask(*last, API_TIMEOUT)
         except (BusError, TimeoutError) as error:
             reply = error
-        result = _result(last.subject, reply)
+        result = _result(messages[-1].subject, reply)
         if isinstance(result, PubAck):
             first = result.sequence - count + 1
             return [PubAck(result.stream, first + number) for number in range(count)]

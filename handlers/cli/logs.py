@@ -23,7 +23,7 @@ _MEANINGLESS: Final = "returning true from eof_received() has no effect when usi
 
 
 class JsonLines(logging.Formatter):
-    """Formats a record as lines of JSON, with the ids in its `extra` or beside its messages."""
+    """Formats a record as lines of JSON. It takes the ids of a line from the record's `extra`, or from its `lines`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one JSON object, or as one for each of its `lines`."""
