@@ -195,6 +195,9 @@ def given_parameters(args: Mapping[str, Any]) -> list[str]:
     return [name for name, value in values.items() if value is not None]
 
 
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 def content_digest(key: bytes, chat_id: str, call_id: str, tool: str, args: dict[str, Any]) -> str:
     """Return a digest that identifies the content of a request: its tool and arguments.
 
@@ -202,9 +205,7 @@ def content_digest(key: bytes, chat_id: str, call_id: str, tool: str, args: dict
     the tool does not have, have the same content. The secret `key` is needed because arguments may be
     secrets: without it, values could be guessed and compared with the stored digest.
     """
-    content = json.dumps(
-        [chat_id, call_id, tool, _content(tool, args)], sort_keys=True, separators=(",", ":")
-    )
+    content = _ENCODER.encode([chat_id, call_id, tool, _content(tool, args)])
     return hmac.digest(key, content.encode(), "sha256").hex()[:32]
 
 

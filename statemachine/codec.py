@@ -95,8 +95,7 @@ def decode(
             raise Reject(
                 RejectReason.TOO_LARGE, f"{len(data)} bytes; at most {MAX_SIZE} are accepted"
             )
-        media_type = (content_type or CONTENT_TYPE).partition(";")[0].strip().lower()
-        if media_type != CONTENT_TYPE:
+        if content_type and content_type.partition(";")[0].strip().lower() != CONTENT_TYPE:
             raise Reject(
                 RejectReason.NOT_CLOUDEVENTS,
                 f"Content-Type is {content_type!r}, expected {CONTENT_TYPE!r}",
@@ -305,16 +304,19 @@ CURRENT: Final[dict[str, int]] = {}
 """The newest schema version of each type for which it is above 1."""
 
 
+_SOURCES: Final = {"tool": "/chat/", "provisioner": "/provisioner/", "agent": "/agent/"}
+"""The beginning of `source` by kind of sender; its name follows."""
+
+
 def _source(kind: str, sender: str, source: str) -> None:
     if not _TOKEN.fullmatch(sender):
         raise Reject(
             RejectReason.BAD_SOURCE, f"sender {sender!r} must be 1 to 128 of A-Z, a-z, 0-9, _ and -"
         )
-    start = {"tool": "/chat/", "provisioner": "/provisioner/", "agent": "/agent/"}[kind]
-    if source != start + sender:
+    if source != (expected := _SOURCES[kind] + sender):
         raise Reject(
             RejectReason.BAD_SOURCE,
-            f"source is {source!r}; on this NATS subject it must be {start + sender!r}",
+            f"source is {source!r}; on this NATS subject it must be {expected!r}",
         )
 
 
@@ -340,6 +342,8 @@ def _read_time(value: object) -> datetime:
     """
     if not isinstance(value, str) or _RFC_3339.fullmatch(value) is None:
         raise ValueError
+    if value.endswith(("Z", "+00:00")) and ":60" not in value:  # as most senders write it
+        return datetime.fromisoformat(value)
     at = _TIME.validate_python(_LEAP.sub("59.999999", value, count=1) if ":60" in value else value)
     return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
 

@@ -326,28 +326,24 @@ def _changes(
     steps: Sequence[Step], before: Mapping[str, Chat], look: Look, idle: AbstractSet[str]
 ) -> tuple[Changes, list[Publication]]:
     """Return everything that the steps write, and the messages to publish afterwards."""
-    changes, messages = Changes(row_versions=look.row_versions), list[Publication]()
-    for taken in steps:
-        chat_id = taken.chat.chat_id
-        if chat_id in idle:
-            continue
-        some, jobs = publications.effects_of(taken)
-        messages += some
-        if taken.chat is before[chat_id]:
-            changes.unchanged.append(chat_id)
-        else:
-            changes.chats.append(taken.chat)
-        changes.entries += [(chat_id, entry) for entry in taken.entries]
-        changes.identities += [(chat_id, digest) for digest in taken.identities]
-        changes.calls += taken.calls.values()
-        changes.cancellations += [CallKey(chat_id, call_id) for call_id in taken.canceled]
-        changes.names += taken.named
-        changes.freed += [(workspace_id, chat_id) for workspace_id in taken.deleted]
-        changes.jobs += jobs
-        changes.unneeded_jobs += [(build_id, chat_id) for build_id in taken.unneeded_jobs]
-        changes.alarms += [Alarm(at, chat_id) for at in taken.alarms]
-        changes.handled += [Alarm(at, chat_id) for at in taken.rang]
-    return changes, messages
+    taken = [(one.chat.chat_id, one) for one in steps if one.chat.chat_id not in idle]
+    effects = [publications.effects_of(one) for _, one in taken]
+    changes = Changes(
+        chats=[one.chat for chat, one in taken if one.chat is not before[chat]],
+        unchanged=[chat for chat, one in taken if one.chat is before[chat]],
+        entries=[(chat, entry) for chat, one in taken for entry in one.entries],
+        identities=[(chat, digest) for chat, one in taken for digest in one.identities],
+        calls=[stored for _, one in taken for stored in one.calls.values()],
+        cancellations=[CallKey(chat, call) for chat, one in taken for call in one.canceled],
+        names=[name for _, one in taken for name in one.named],
+        freed=[(workspace, chat) for chat, one in taken for workspace in one.deleted],
+        jobs=[job for _, jobs in effects for job in jobs],
+        unneeded_jobs=[(build, chat) for chat, one in taken for build in one.unneeded_jobs],
+        alarms=[Alarm(at, chat) for chat, one in taken for at in one.alarms],
+        handled=[Alarm(at, chat) for chat, one in taken for at in one.rang],
+        row_versions=look.row_versions,
+    )
+    return changes, [message for messages, _ in effects for message in messages]
 
 
 def _notice(noticed: Noticed, before: Chat, taken: Step) -> None:

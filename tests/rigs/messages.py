@@ -33,7 +33,7 @@ def cloud_event(
     """Return a CloudEvent; `more` replaces attributes, and None removes one."""
     made = {
         "specversion": "1.0",
-        "id": new_id(),
+        "id": more["id"] if "id" in more else new_id(),
         "source": source,
         "type": f"workspaced.{type_name}.v1",
         "subject": chat,

@@ -636,6 +636,23 @@ def test_an_older_schema_version_is_converted(monkeypatch: pytest.MonkeyPatch) -
     assert refused(read(third, "provisioner"))[0] is RejectReason.BAD_TYPE
 
 
+@pytest.mark.parametrize(
+    "day", ["2024-02-29", "2023-02-29", "0001-01-01", "9999-12-31", "2024-13-01"]
+)
+@pytest.mark.parametrize("clock", ["07:08:09", "23:59:59", "24:00:00", "07:60:00", "23:59:60"])
+@pytest.mark.parametrize("fraction", ["", ".1", ".123456", ".1234567", ".9999999", f".{'1' * 20}"])
+@pytest.mark.parametrize("separator", "Tt ")
+def test_a_time_is_the_same_however_utc_is_written(
+    day: str, clock: str, fraction: str, separator: str
+) -> None:
+    written_as = f"{day}{separator}{clock}{fraction}"
+    zones = ("Z", "+00:00", "z", "-00:00", "")
+
+    found = {str(getattr(read(envelope(time=written_as + zone)), "time", None)) for zone in zones}
+
+    assert len(found) == 1
+
+
 def test_times_are_shown_in_utc_to_the_microsecond() -> None:
     at = datetime(2024, 1, 1, 1, tzinfo=timezone(timedelta(hours=2)))
 

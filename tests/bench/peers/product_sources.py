@@ -1,18 +1,19 @@
 """The provisioner of the benchmark's pool and all the agents, on one connection.
 
 It takes jobs by an open pull, keeps what it holds with `+WPI`, and acks a job when the end of its
-build is stored. An operator's credential stands for those of many agents.
+build is stored. An operator's credential stands for those of many agents. Messages are read and written by
+msgspec, because the sources share the machine with what is measured.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from nats.aio.msg import Msg
 
 from tests.bench.peers.product_wire import (
@@ -20,7 +21,6 @@ from tests.bench.peers.product_wire import (
     PROVISIONER,
     chat_id,
     connect,
-    event_id,
     fixed_id,
 )
 from tests.rigs.messages import (
@@ -28,6 +28,7 @@ from tests.rigs.messages import (
     Event,
     agent_fact,
     build_fact,
+    headers_of,
     subject_of,
     success_of,
 )
@@ -80,7 +81,7 @@ class Sources:
     async def tell(self, chat: str, kind: str) -> None:
         """Publish a fact of the chat's build."""
         job = await self.job(chat)
-        agent, same = fixed_id(f"{chat}/agent"), {"id": event_id(chat, kind)}
+        agent, same = fixed_id(f"{chat}/agent"), {"id": f"{chat}/{kind}"}
         if kind.startswith("build_"):
             ends = kind == "build_succeeded"
             data = success_of(job.build, {"id": agent, "name": "main"}) if ends else {}
@@ -95,7 +96,8 @@ class Sources:
         await self._publish(agent_fact(name, job.build, agent, sequence, data, **same))
 
     async def _publish(self, fact: Event) -> None:
-        await self._party.publish(subject_of(fact), fact)
+        body = msgspec.json.encode(fact)
+        await self._party.js.publish(subject_of(fact), body, headers=headers_of(fact))
 
     def _job(self, chat: str) -> asyncio.Future[Job]:
         if chat not in self._jobs:
@@ -105,7 +107,7 @@ class Sources:
     async def _ask(self) -> None:
         request = {"batch": _ASKED, "expires": _EXPIRES * 1_000_000_000}
         self._open += _ASKED
-        await self._client.publish(_NEXT, json.dumps(request).encode(), reply=self._inbox)
+        await self._client.publish(_NEXT, msgspec.json.encode(request), reply=self._inbox)
 
     async def _take(self, message: Msg) -> None:
         if message.headers and "Status" in message.headers:
@@ -118,7 +120,7 @@ class Sources:
         self._open -= 1
         if self._open * 2 < _ASKED:
             await self._ask()
-        data = json.loads(message.data)["data"]
+        data = msgspec.json.decode(message.data)["data"]
         job = Job(message, {key: data[key] for key in ("chat_id", "template", *BUILD_KEYS)})
         if job.build["transition"] != "start":
             await self._ended(job)
@@ -132,7 +134,7 @@ class Sources:
 
     async def _ended(self, job: Job) -> None:
         """End a stop build at once: nothing is measured of it."""
-        same = {"id": event_id(job.build["build_id"], "stopped")}
+        same = {"id": f"{job.build['build_id']}/stopped"}
         data = success_of(job.build)
         await self._publish(build_fact("build_succeeded", PROVISIONER, job.build, data, **same))
         await job.message.ack()

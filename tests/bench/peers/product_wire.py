@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ OWNED: Final = 10
 _SPACE: Final = uuid.UUID("5ca1ab1e-0000-4000-8000-000000000000")
 
 
+@lru_cache(maxsize=100_000)
 def fixed_id(name: str) -> str:
     """Return the id that a name has in every process of the benchmark."""
     return str(uuid.uuid5(_SPACE, name))
@@ -26,11 +28,6 @@ def fixed_id(name: str) -> str:
 def chat_id(chat: str) -> str:
     """Return the id of a chat that the benchmark knows by its name."""
     return fixed_id(chat)
-
-
-def event_id(chat: str, kind: str) -> str:
-    """Return an event's id; a second event of that kind of the chat is the same event."""
-    return fixed_id(f"{chat}/{kind}")
 
 
 ORGANIZATION: Final = fixed_id("organization")
