@@ -19,6 +19,8 @@ from statemachine.naming import is_uuid
 from statemachine.parameters import TextValue
 from statemachine.templates import Preset, Template, template_id
 
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
 
 def _given(values: object) -> object:
     """Remove parameters whose value is null, which means "not given". An empty text is a value."""
@@ -193,9 +195,6 @@ def given_parameters(args: Mapping[str, Any]) -> list[str]:
     if not isinstance(values, dict):
         return []
     return [name for name, value in values.items() if value is not None]
-
-
-_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def content_digest(key: bytes, chat_id: str, call_id: str, tool: str, args: dict[str, Any]) -> str:

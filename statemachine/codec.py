@@ -46,7 +46,7 @@ _ATTRIBUTES: Final = ("id", "source", "type", "subject")
 _TYPE: Final = re.compile(r"workspaced\.([a-z_]+)\.v([1-9][0-9]{0,3})")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _RFC_3339: Final = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII
+    r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII
 )
 """A time without an offset is in UTC."""
 _LEAP: Final = re.compile(r"(?<=\d\d:\d\d:)60(\.\d+)?")
@@ -55,6 +55,8 @@ _ENCODER: Final = msgspec.json.Encoder()
 _TRACE: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
+_SOURCES: Final = {"tool": "/chat/", "provisioner": "/provisioner/", "agent": "/agent/"}
+"""The beginning of `source` by kind of sender; the sender's name follows."""
 _KINDS: Final[dict[str, dict[str, type[Frozen]]]] = {
     kind: {model.name: model for model in models}  # type: ignore[attr-defined]
     for kind, models in events.BY_KIND.items()
@@ -304,16 +306,13 @@ CURRENT: Final[dict[str, int]] = {}
 """The newest schema version of each type for which it is above 1."""
 
 
-_SOURCES: Final = {"tool": "/chat/", "provisioner": "/provisioner/", "agent": "/agent/"}
-"""The beginning of `source` by kind of sender; its name follows."""
-
-
 def _source(kind: str, sender: str, source: str) -> None:
     if not _TOKEN.fullmatch(sender):
         raise Reject(
             RejectReason.BAD_SOURCE, f"sender {sender!r} must be 1 to 128 of A-Z, a-z, 0-9, _ and -"
         )
-    if source != (expected := _SOURCES[kind] + sender):
+    expected = _SOURCES[kind] + sender
+    if source != expected:
         raise Reject(
             RejectReason.BAD_SOURCE,
             f"source is {source!r}; on this NATS subject it must be {expected!r}",
@@ -342,7 +341,7 @@ def _read_time(value: object) -> datetime:
     """
     if not isinstance(value, str) or _RFC_3339.fullmatch(value) is None:
         raise ValueError
-    if value.endswith(("Z", "+00:00")) and ":60" not in value:  # as most senders write it
+    if value.endswith(("Z", "+00:00")) and ":60" not in value:  # the usual case
         return datetime.fromisoformat(value)
     at = _TIME.validate_python(_LEAP.sub("59.999999", value, count=1) if ":60" in value else value)
     return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)

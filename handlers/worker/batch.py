@@ -326,21 +326,25 @@ def _changes(
     steps: Sequence[Step], before: Mapping[str, Chat], look: Look, idle: AbstractSet[str]
 ) -> tuple[Changes, list[Publication]]:
     """Return everything that the steps write, and the messages to publish afterwards."""
-    taken = [(one.chat.chat_id, one) for one in steps if one.chat.chat_id not in idle]
-    effects = [publications.effects_of(one) for _, one in taken]
+    of_chats = [(one.chat.chat_id, one) for one in steps if one.chat.chat_id not in idle]
+    effects = [publications.effects_of(one) for _, one in of_chats]
     changes = Changes(
-        chats=[one.chat for chat, one in taken if one.chat is not before[chat]],
-        unchanged=[chat for chat, one in taken if one.chat is before[chat]],
-        entries=[(chat, entry) for chat, one in taken for entry in one.entries],
-        identities=[(chat, digest) for chat, one in taken for digest in one.identities],
-        calls=[stored for _, one in taken for stored in one.calls.values()],
-        cancellations=[CallKey(chat, call) for chat, one in taken for call in one.canceled],
-        names=[name for _, one in taken for name in one.named],
-        freed=[(workspace, chat) for chat, one in taken for workspace in one.deleted],
+        chats=[one.chat for chat_id, one in of_chats if one.chat is not before[chat_id]],
+        unchanged=[chat_id for chat_id, one in of_chats if one.chat is before[chat_id]],
+        entries=[(chat_id, entry) for chat_id, one in of_chats for entry in one.entries],
+        identities=[(chat_id, digest) for chat_id, one in of_chats for digest in one.identities],
+        calls=[stored for _, one in of_chats for stored in one.calls.values()],
+        cancellations=[CallKey(chat_id, c) for chat_id, one in of_chats for c in one.canceled],
+        names=[name for _, one in of_chats for name in one.named],
+        freed=[
+            (workspace_id, chat_id) for chat_id, one in of_chats for workspace_id in one.deleted
+        ],
         jobs=[job for _, jobs in effects for job in jobs],
-        unneeded_jobs=[(build, chat) for chat, one in taken for build in one.unneeded_jobs],
-        alarms=[Alarm(at, chat) for chat, one in taken for at in one.alarms],
-        handled=[Alarm(at, chat) for chat, one in taken for at in one.rang],
+        unneeded_jobs=[
+            (build_id, chat_id) for chat_id, one in of_chats for build_id in one.unneeded_jobs
+        ],
+        alarms=[Alarm(at, chat_id) for chat_id, one in of_chats for at in one.alarms],
+        handled=[Alarm(at, chat_id) for chat_id, one in of_chats for at in one.rang],
         row_versions=look.row_versions,
     )
     return changes, [message for messages, _ in effects for message in messages]

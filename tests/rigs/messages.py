@@ -33,7 +33,7 @@ def cloud_event(
     """Return a CloudEvent; `more` replaces attributes, and None removes one."""
     made = {
         "specversion": "1.0",
-        "id": more["id"] if "id" in more else new_id(),
+        "id": more["id"] if "id" in more else new_id(),  # a new one takes time
         "source": source,
         "type": f"workspaced.{type_name}.v1",
         "subject": chat,

@@ -383,6 +383,11 @@ def test_the_last_value_of_a_duplicate_key_counts() -> None:
         {"time": "yesterday"},
         {"time": "1700000000"},
         {"time": "2024-05-06"},
+        {"time": "20240506T070809Z"},
+        {"time": "2024-W19-1T07:08:09Z"},
+        {"time": "2024-05-06T07:08Z"},
+        {"time": "2024-05-06T07:08:09,5Z"},
+        {"time": "2024-05-06T24:00:00Z"},
         {"time": "2024-13-01T00:00:00Z"},
         {"time": "0001-01-01T00:00:00+01:00"},
         {"time": "9999-12-31T23:59:59-01:00"},
@@ -640,17 +645,17 @@ def test_an_older_schema_version_is_converted(monkeypatch: pytest.MonkeyPatch) -
     "day", ["2024-02-29", "2023-02-29", "0001-01-01", "9999-12-31", "2024-13-01"]
 )
 @pytest.mark.parametrize("clock", ["07:08:09", "23:59:59", "24:00:00", "07:60:00", "23:59:60"])
-@pytest.mark.parametrize("fraction", ["", ".1", ".123456", ".1234567", ".9999999", f".{'1' * 20}"])
-@pytest.mark.parametrize("separator", "Tt ")
-def test_a_time_is_the_same_however_utc_is_written(
-    day: str, clock: str, fraction: str, separator: str
-) -> None:
-    written_as = f"{day}{separator}{clock}{fraction}"
-    zones = ("Z", "+00:00", "z", "-00:00", "")
+@pytest.mark.parametrize("fraction", ["", ".1", ".1234567", ".9999999", f".{'1' * 20}"])
+def test_a_time_is_the_same_however_utc_is_written(day: str, clock: str, fraction: str) -> None:
+    times = [
+        getattr(read(envelope(time=f"{day}{separator}{clock}{fraction}{zone}")), "time", None)
+        for separator in "Tt "
+        for zone in ("Z", "+00:00", "z", "-00:00", "")
+    ]
 
-    found = {str(getattr(read(envelope(time=written_as + zone)), "time", None)) for zone in zones}
-
-    assert len(found) == 1
+    exists = day not in ("2023-02-29", "2024-13-01") and clock not in ("24:00:00", "07:60:00")
+    assert (times[0] is not None) is exists
+    assert set(times) == {times[0]}
 
 
 def test_times_are_shown_in_utc_to_the_microsecond() -> None:

@@ -4,7 +4,7 @@ Here the app's process is the chat service, which asks and holds the result with
 would; the sources' process is the provisioner and all agents. Neither is counted as a part of the system, but both
 share the machine with it: a call costs the client about 0.19 ms of CPU, and bare nats-py 0.14 ms. What the product
 does more than the others: a create is a request on the stream that is judged (rules, template, name), makes a build,
-and leaves as a job; each event is a validated CloudEvent of about 500 bytes with an identity of its own; each move is
+and leaves as a job; each event is a validated CloudEvent of about 430 bytes with an identity of its own; each move is
 a published state, each limit a timer; the answer is a published result.
 
 Options: `sync` (None: JetStream's default instead of the product's `always`), `workers`.

@@ -16,13 +16,7 @@ from typing import Final
 import msgspec
 from nats.aio.msg import Msg
 
-from tests.bench.peers.product_wire import (
-    POOL,
-    PROVISIONER,
-    chat_id,
-    connect,
-    fixed_id,
-)
+from tests.bench.peers.product_wire import POOL, PROVISIONER, chat_id, connect, fixed_id
 from tests.rigs.messages import (
     BUILD_KEYS,
     Event,
@@ -81,6 +75,7 @@ class Sources:
     async def tell(self, chat: str, kind: str) -> None:
         """Publish a fact of the chat's build."""
         job = await self.job(chat)
+        # As with the other systems, a second copy of an event has the same id.
         agent, same = fixed_id(f"{chat}/agent"), {"id": f"{chat}/{kind}"}
         if kind.startswith("build_"):
             ends = kind == "build_succeeded"
