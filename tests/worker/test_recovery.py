@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -127,6 +128,37 @@ async def test_lost_answers_are_published_again(
     last = await rig.bus.get_last(RESULT.name, subjects.result(chat, "c"))
     assert last is not None
     assert json.loads(last.data)["data"] == before
+
+
+@pytest.mark.parametrize("read", ["answers_of", "answered_calls"])
+async def test_no_answer_that_is_published_again_overtakes_its_state(
+    rig: Rig,
+    hand: Hand,
+    send: Senders,
+    job: Job,
+    chat: str,
+    read: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another worker commits it when the states have been published again, before the answers are read."""
+    seen: list[str] = []
+    other, answers = rig.hand(), getattr(rig.store.recovery, read)
+
+    async def read_late(*args: Any, **words: Any) -> Any:
+        await other.worker.commit(other.take())
+        return await answers(*args, **words)
+
+    monkeypatch.setattr(rig.store.recovery, read, read_late)
+    await send.built(job, "failed")
+    result = Interest("workspaced.result.>", "", lambda _: seen.append(rig.state(chat)["state"]))
+    rig.server.interests.append(result)
+    crash(rig, {STATE.name: 1})
+    if read == "answered_calls":
+        del rig.server.streams[RESULT.name]
+
+    await hand.prepare()
+
+    assert seen == ["failed"]
 
 
 async def test_the_job_of_an_open_build_is_published_again_unchanged(

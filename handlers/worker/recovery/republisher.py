@@ -231,7 +231,18 @@ class Republisher:
     ) -> None:
         answers = await self.store.recovery.answers_of(chat_ids, since)
         shown = _answer_messages(answers, datetime.now(UTC))
-        await self.relay.publish(await self.relay.missing_answers(shown))
+        await self._publish_after_states(await self.relay.missing_answers(shown))
+
+    async def _publish_after_states(self, answers: Sequence[Publication]) -> None:
+        """Publish answers as they were read just now, each after the present state of its chat.
+
+        Another batch may have committed them since states were published, so none of them may be newer than that.
+        """
+        if answers:
+            chats = await self.store.chats.get_many(sorted({one.chat_id for one in answers}))
+            now = datetime.now(UTC)
+            states = [publications.state(chat, None, now) for chat in chats if chat.version]
+            await self.relay.publish([*states, *answers])
 
     async def _publish_unpublished_jobs(self, chats: Sequence[Chat], token: str | None) -> None:
         """Publish jobs that are not known to be published, of builds that nobody has begun."""
@@ -313,7 +324,7 @@ class Republisher:
             lambda stored: CallKey(stored.call.chat_id, stored.call.call_id),
         ):
             answers = _answer_messages(calls, now)
-            await self.relay.publish([_renamed(answer, token) for answer in answers])
+            await self._publish_after_states([_renamed(answer, token) for answer in answers])
             count += len(answers)
         return count
 
