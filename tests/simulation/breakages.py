@@ -184,18 +184,18 @@ BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
 
 
 SOON: Final = {
-    "ack before commit": 1,
-    "alarms deleted before they are handled": 2440,
+    "ack before commit": 12,
+    "alarms deleted before they are handled": 2840,
     "alarms not set again": 99,
     "conflicts ignored": 1,
-    "lost tail of a derived stream not published again": 32,
-    "nothing published on a repeat": 440,
+    "lost tail of a derived stream not published again": 43,
+    "nothing published on a repeat": 1275,
     "older build followed": 11,
     "purge past unacknowledged events": 6,
     "activity ignored": 340,
-    "cancel not published": 84,
-    "failed attempt not repeated": 110,
-    "replaced workspace deleted on no evidence": 310,
+    "cancel not published": 122,
+    "failed attempt not repeated": 127,
+    "replaced workspace deleted on no evidence": 360,
 }
 """The seed to begin with, so that the breakage is caught soon."""
 
