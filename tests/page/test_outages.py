@@ -44,7 +44,7 @@ CALL = """([tool, args]) => fetch(`/v1/chats/${location.hash.split("/")[2]}/tool
 async def call(tab: Tab, tool: str, args: dict[str, object]) -> None:
     """Call a tool of the chat that the tab shows, with the rights of its session."""
     answer = await tab.page.evaluate(CALL, [tool, args])
-    assert answer["is_error"] is False, answer
+    assert answer.get("is_error") is False, answer
 
 
 @pytest.fixture
