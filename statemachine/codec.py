@@ -46,7 +46,8 @@ _ATTRIBUTES: Final = ("id", "source", "type", "subject")
 _TYPE: Final = re.compile(r"workspaced\.([a-z_]+)\.v([1-9][0-9]{0,3})")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _RFC_3339: Final = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII
+    r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):\d\d:\d\d(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)?",
+    re.ASCII,
 )
 """A time without an offset is in UTC."""
 _LEAP: Final = re.compile(r"(?<=\d\d:\d\d:)60(\.\d+)?")
@@ -341,9 +342,8 @@ def _read_time(value: object) -> datetime:
     """
     if not isinstance(value, str) or _RFC_3339.fullmatch(value) is None:
         raise ValueError
-    if value.endswith(("Z", "+00:00")) and ":60" not in value:  # the usual case
-        return datetime.fromisoformat(value)
-    at = _TIME.validate_python(_LEAP.sub("59.999999", value, count=1) if ":60" in value else value)
+    text = _LEAP.sub("59.999999", value, count=1) if ":60" in value else value
+    at = datetime.fromisoformat(text.replace("z", "Z"))
     return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
 
 

@@ -249,8 +249,6 @@ def resting(chat: Chat) -> Iterator[tuple[WorkspaceRecord, datetime]]:
 
 def rests_since(chat: Chat) -> datetime | None:
     """Return since when the workspace rests that has rested longest; None if none does."""
-    if chat.current is not None and not chat.previous and chat.phase not in _RESTS:
-        return None  # `resting` would find nothing; this is asked several times for each event
     return min((since for _, since in resting(chat)), default=None)
 
 

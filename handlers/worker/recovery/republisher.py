@@ -194,7 +194,7 @@ class Republisher:
         has begun.
         """
         now = await self.store.now()
-        messages = [publications.state(chat, None, now) for chat in chats if chat.version]
+        messages = _state_messages(chats, now)
         due = {alarm_time(at, now) for c in chats for at in timers_of(c, self.limits).values()}
         messages += [publications.alarm(at, now) for at in due]
         await self.relay.publish(messages)
@@ -234,15 +234,13 @@ class Republisher:
         await self._publish_after_states(await self.relay.missing_answers(shown))
 
     async def _publish_after_states(self, answers: Sequence[Publication]) -> None:
-        """Publish answers as they were read just now, each after the present state of its chat.
+        """Publish answers that were read from the database, each after the present state of its chat.
 
-        Another batch may have committed them since states were published, so none of them may be newer than that.
+        Another batch may have committed an answer together with a newer state than the one published before.
         """
         if answers:
             chats = await self.store.chats.get_many(sorted({one.chat_id for one in answers}))
-            now = datetime.now(UTC)
-            states = [publications.state(chat, None, now) for chat in chats if chat.version]
-            await self.relay.publish([*states, *answers])
+            await self.relay.publish([*_state_messages(chats, datetime.now(UTC)), *answers])
 
     async def _publish_unpublished_jobs(self, chats: Sequence[Chat], token: str | None) -> None:
         """Publish jobs that are not known to be published, of builds that nobody has begun."""
@@ -279,8 +277,8 @@ class Republisher:
     async def _states(self, token: str) -> int:
         count, now = 0, datetime.now(UTC)
         async for chats in _pages(self.store.recovery.published_chats, _chat_id):
-            states = [publications.state(chat, None, now) for chat in chats]
-            await self.relay.publish_lost_states([_renamed(state, token) for state in states])
+            states = [_renamed(state, token) for state in _state_messages(chats, now)]
+            await self.relay.publish_lost_states(states)
             count += len(chats)
         return count
 
@@ -361,6 +359,10 @@ def _slices(chat_ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _chat_id(chat: Chat) -> str:
     return chat.chat_id
+
+
+def _state_messages(chats: Iterable[Chat], now: datetime) -> list[Publication]:
+    return [publications.state(chat, None, now) for chat in chats if chat.version]
 
 
 def _job_messages(jobs: Iterable[StoredJob]) -> list[Publication]:
